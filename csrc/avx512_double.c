@@ -1,0 +1,3 @@
+/* The kernels for AVX-512 F, DQ, BW and VL, float64. */
+#define FRNN_DOUBLE
+#include "avx512.c"

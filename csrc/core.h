@@ -1,0 +1,132 @@
+/* What plan.c and the kernels agree on: packed weights, one call's buffers, the table of an instruction set.
+ *
+ * Nothing here depends on an instruction set but for `lanes`, the reals in a vector. Buffers are `void *`: the
+ * kernels know whether they hold float or double. Sizes ending in p are padded up to whole vectors.
+ *
+ * A *track* is one layer in one direction. Its steps are numbered in the order they run; rows of the batch are
+ * sorted by length, longest first, so the rows that take step s are the first active(s), and the pair (step, row)
+ * has the packed number first(s) + row. A gates row holds `planes` planes of Hp reals:
+ *     RNN   a                     LSTM  the cell's gates: i f g o, i g o or f g o
+ *     GRU   n r z q               with q = W_hn h + b_hn (reset after) or r h (reset before)
+ * so that what the input feeds (GRU: n r z) and what the state feeds (GRU after: r z q) are each contiguous.
+ */
+#ifndef FRNN_CORE_H
+#define FRNN_CORE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "fastrnn.h"
+#include "threads.h"
+
+typedef struct frnn_act {
+    int code;
+    int clipped; /* whether inputs are bounded to +-clip first */
+    double alpha, beta, clip;
+} frnn_act;
+
+typedef struct frnn_track {
+    int64_t I; /* the layer's input size */
+    /* Panels [units / lanes][k][vectors][lanes]: for a vector of units, all their gates at each k. */
+    void *wx, *wh;   /* W_ih and W_hh (GRU before: its r and z rows) */
+    void *wn;        /* GRU before: the n rows of W_hh */
+    void *wr;        /* projection */
+    void *bx, *bq;   /* biases in planes: what joins the input's product; GRU after: b_hn */
+    void *eye;       /* diagonal peepholes in planes, zero where a gate has none: i f o */
+    /* Transposes, for backward: panels [columns / lanes][planes * Hp][1][lanes]. */
+    void *wxt, *wht, *wnt, *wrt;
+} frnn_track;
+
+struct frnn_kernels;
+
+struct frnn_weights {
+    frnn_spec spec;
+    const struct frnn_kernels *kernels;
+    int lanes;
+    int64_t H, P, R; /* hidden, projected, and what the recurrent product reads */
+    int64_t Hp, Pp, Rp;
+    int gates;   /* G */
+    int planes;  /* of a gates row */
+    int h_plane; /* the first plane that the recurrent product feeds */
+    int h_vecs;  /* the planes it feeds */
+    int plain;   /* the standard activations and no clip */
+    int packed, packed_backward;
+    frnn_act act[3];
+    frnn_track *tracks; /* [L*D] */
+    void *memory;
+    size_t bytes;
+};
+
+/* One track's buffers in one call. */
+typedef struct frnn_lane {
+    const frnn_track *w;
+    void *gates; /* [rows or chunk rows, planes * Hp] */
+    void *h;     /* taped: [B + rows, Pp], the initial state first; else two of [B, Pp], taken in turn */
+    void *c;     /* LSTM: the same with Hp */
+    void *m;     /* projection: [rows or B, Hp] the output before it */
+    void *dh;    /* projection, taped: [rows, Pp] dL/dh */
+    const void *x; /* input rows of x_ld reals: by packed number where x_packed, else in the order [T, B] */
+    int64_t x_ld;
+    int x_packed, x_chunked, y_chunked; /* chunked: the rows of one chunk of steps only */
+    void *y; /* output rows [T, B] of y_ld reals, at this direction's columns, or NULL */
+    int64_t y_ld;
+    const void *mask; /* what y is multiplied by, laid out as y, or NULL */
+    void *cells;      /* [T, B] rows of D*H reals, or NULL */
+    const void *dy;   /* as y, or NULL */
+    void *carry_h, *carry_c; /* backward: [B, Rp or Pp], [B, Hp] */
+} frnn_lane;
+
+/* One call, as the kernels see it. */
+typedef struct frnn_run {
+    const frnn_weights *weights;
+    const frnn_call *call;
+    const frnn_grads *grads;
+    int64_t T, B, rows; /* rows: real steps, the sum of the lengths */
+    const int64_t *perm, *length, *active, *first; /* NULL without lengths; [B] sorted, [B], [T+1], [T+1] */
+    frnn_lane *lanes; /* [L*D] */
+    int taped;
+    int64_t chunk;       /* steps whose input product is made at once */
+    int64_t most_rows;   /* the most packed rows in a chunk */
+    int size, groups, by_panel; /* how threads share: 2 groups for two directions; by panels of units or by rows */
+    frnn_barrier *team, *group[2];
+    void *const *scratch; /* per thread */
+    void *mid[2];         /* backward: gradients between layers, [T, B, D*P] */
+} frnn_run;
+
+/* What there is to pack: six pointers for each track, as in fastrnn.h. */
+typedef struct frnn_packing {
+    const frnn_weights *weights;
+    const void *const *params;
+    int backward;
+} frnn_packing;
+
+/* c: [M, N], rows contiguous, += a: [M, K] b: [K, N], whose elements lie at any strides, in reals. */
+typedef struct frnn_matrices {
+    int64_t M, N, K;
+    const void *a, *b;
+    int64_t a_row, a_column, b_row, b_column;
+    void *c;
+    void *scratch[FRNN_MAX_THREADS];
+} frnn_matrices;
+
+/* The accelerated surface: one table per instruction set and type. */
+typedef struct frnn_kernels {
+    const char *name;
+    int lanes;
+    size_t (*scratch_bytes)(const frnn_weights *, const frnn_run *);
+    frnn_task pack;              /* of a frnn_packing */
+    frnn_task forward, backward; /* of a frnn_run */
+    size_t matrix_bytes;         /* of scratch, a thread */
+    frnn_task multiply;          /* of frnn_matrices */
+} frnn_kernels;
+
+/* Defined by the instruction sets' files. */
+extern const frnn_kernels frnn_generic_float, frnn_generic_double;
+extern const frnn_kernels frnn_avx2_float, frnn_avx2_double;
+extern const frnn_kernels frnn_avx512_float, frnn_avx512_double;
+extern const frnn_kernels frnn_neon_float, frnn_neon_double;
+
+/* GRU planes. */
+enum { PLANE_N = 0, PLANE_R = 1, PLANE_Z = 2, PLANE_Q = 3 };
+
+#endif

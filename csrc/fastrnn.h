@@ -1,0 +1,122 @@
+/* fastrnn: recurrent networks on CPUs. The public C interface; cffi reads this very file as the binding.
+ *
+ * Words: T steps, B batch, I input size, H hidden size, P projected size (P = H without projection), L layers,
+ * D directions. Arrays are row-major, time first; all of them are of the type the spec names, and float32 and
+ * float64 alike are passed as void *. Parameters have torch's shapes and gate order. Every function that can fail
+ * returns a code (0 is success) which frnn_error() turns into a sentence. Next: plan.c.
+ *
+ * A program: fill a frnn_spec; frnn_weights_new, frnn_weights_pack; frnn_plan_new; frnn_forward as often as wanted.
+ * Weights may be shared by plans. A call on a plan that is busy with another gets a workspace of its own for the time.
+ */
+#ifndef FASTRNN_H
+#define FASTRNN_H
+
+#include <stdint.h>
+
+/* cdef: begin */
+enum {
+    FRNN_OK = 0,
+    FRNN_ERROR_MEMORY = 1,      /* a buffer could not be allocated */
+    FRNN_ERROR_SPEC = 2,        /* the spec holds a value that does not exist, or a size below its least */
+    FRNN_ERROR_UNSUPPORTED = 3, /* a cell that these kernels do not run: full-matrix peepholes */
+    FRNN_ERROR_ISA = 4,         /* an instruction set that is unknown, not built or not on this CPU */
+    FRNN_ERROR_SIZE = 5,        /* negative T or B, or sizes whose product does not fit in memory */
+    FRNN_ERROR_LENGTH = 6,      /* a length below 0 or above T */
+    FRNN_ERROR_NULL = 7,        /* a pointer that must not be NULL */
+    FRNN_ERROR_UNPACKED = 8     /* weights used before they were packed, or packed without their transposes */
+};
+
+enum { FRNN_KIND_RNN = 0, FRNN_KIND_LSTM = 1, FRNN_KIND_GRU = 2 };
+enum { FRNN_FORGET_GATE = 0, FRNN_FORGET_NONE = 1, FRNN_FORGET_COUPLED = 2 };
+enum { FRNN_PEEPHOLE_NONE = 0, FRNN_PEEPHOLE_DIAGONAL = 1, FRNN_PEEPHOLE_CELL = 2, FRNN_PEEPHOLE_FULL = 3 };
+enum { FRNN_RESET_AFTER = 0, FRNN_RESET_BEFORE = 1 };
+enum { FRNN_UPDATE_KEEP = 0, FRNN_UPDATE_WRITE = 1 };
+enum {
+    FRNN_SIGMOID = 0, FRNN_TANH = 1, FRNN_RELU = 2, FRNN_AFFINE = 3, FRNN_LEAKY_RELU = 4,
+    FRNN_THRESHOLDED_RELU = 5, FRNN_SCALED_TANH = 6, FRNN_HARD_SIGMOID = 7, FRNN_ELU = 8,
+    FRNN_SOFTSIGN = 9, FRNN_SOFTPLUS = 10
+};
+
+/* A cell with its sizes. */
+typedef struct frnn_spec {
+    int real_size;           /* 4: float32, 8: float64 */
+    int kind, forget, peephole, reset, update;
+    int activation[3];       /* RNN: hidden; LSTM: gate, candidate, output; GRU: gate, candidate */
+    double alpha[3], beta[3];
+    double clip;             /* bound on the inputs of the gates' activations; 0: none */
+    int64_t input_size, hidden_size, proj_size, num_layers, num_directions;
+} frnn_spec;
+
+/* The arrays of one call. NULL where a comment says so. */
+typedef struct frnn_call {
+    int64_t T, B;
+    const int64_t *lengths;  /* [B], or NULL: every row takes T steps */
+    const void *x;           /* [T, B, I] */
+    const void *h0, *c0;     /* [L*D, B, P] and [L*D, B, H], or NULL: zeros */
+    const void *masks;       /* [L-1, T, B, D*P] dropout between layers, or NULL */
+    void *y;                 /* [T, B, D*P] */
+    void *hn, *cn;           /* as h0 and c0, which they may be; c only for LSTM */
+    void *cells;             /* [T, B, D*H] c at every step of the last layer, or NULL */
+    void *tape;              /* frnn_tape_bytes() bytes for backward to read, or NULL */
+} frnn_call;
+
+/* The gradients of one call. Its T, B, lengths, x, masks and tape must be those of the forward call. */
+typedef struct frnn_grads {
+    const void *dy;          /* as y, or NULL: zeros */
+    const void *dhn, *dcn;   /* as hn and cn, or NULL: zeros */
+    void *dx;                /* as x, or NULL: not wanted */
+    void *dh0, *dc0;         /* as h0 and c0 */
+    void *const *params;     /* as for frnn_weights_pack; added to */
+} frnn_grads;
+
+/* Where the tape keeps a layer and direction's sequences: offsets in reals, rows padded to `ld` reals. */
+typedef struct frnn_tape_view {
+    int64_t gates, gates_ld, plane;  /* [rows, planes, plane]: activated gates; GRU: n r z and W_hn h + b_hn or r h */
+    int64_t h, h_ld;                 /* [B + rows, h_ld] */
+    int64_t c, c_ld;                 /* [B + rows, c_ld], LSTM */
+} frnn_tape_view;
+
+typedef struct frnn_weights frnn_weights;
+typedef struct frnn_plan frnn_plan;
+
+const char *frnn_error(int code);
+
+/* Instruction sets in order of preference: the name of the i-th, or NULL past the last; whether this CPU has it. */
+const char *frnn_isa_name(int i);
+int frnn_isa_usable(int i);
+void frnn_cpu_name(char out[64]);
+void frnn_cpu_caches(int64_t out[3]);
+
+/* Packed weights for an instruction set (NULL: the best there is). params: six pointers for each layer and direction,
+ * weight_ih [G*H, I], weight_hh [G*H, R], bias_ih [G*H], bias_hh [G*H], weight_hr [P, H], weight_ch [k*H], NULL where
+ * the cell has none. backward: whether to pack the transposes too. */
+int frnn_weights_new(const frnn_spec *spec, const char *isa, frnn_weights **out);
+int frnn_weights_pack(frnn_weights *weights, const void *const *params, int backward);
+int64_t frnn_weights_bytes(const frnn_weights *weights);
+void frnn_weights_free(frnn_weights *weights);
+
+/* A plan holds a workspace, which grows to the largest call's need. The weights must outlive it. */
+int frnn_plan_new(const frnn_weights *weights, frnn_plan **out);
+void frnn_plan_free(frnn_plan *plan);
+int64_t frnn_plan_bytes(const frnn_plan *plan);
+
+int64_t frnn_tape_bytes(const frnn_weights *weights, const frnn_call *call); /* < 0: minus an error code */
+int frnn_tape_layout(const frnn_weights *weights, const frnn_call *call, int64_t k, frnn_tape_view *out);
+int frnn_forward(frnn_plan *plan, const frnn_call *call);
+int frnn_backward(frnn_plan *plan, const frnn_call *call, const frnn_grads *grads);
+
+/* frnn_forward of a call prepared once, with another x and y. */
+int frnn_step(frnn_plan *plan, frnn_call *call, const void *x, void *y);
+
+/* c: [M, N] += a: [M, K] b: [K, N], by the instruction set named, or the best. The rows of c are contiguous; a's
+ * element (i, k) stands at a[i * a_row + k * a_column], b's (k, j) likewise, strides in elements. */
+int frnn_multiply(int real_size, const char *isa, int64_t M, int64_t N, int64_t K, const void *a, int64_t a_row,
+                  int64_t a_column, const void *b, int64_t b_row, int64_t b_column, void *c);
+
+/* The team of threads that calls share: its size, and the most that this process may use. */
+int frnn_set_threads(int n);
+int frnn_get_threads(void);
+int frnn_team_limit(void);
+/* cdef: end */
+
+#endif

@@ -1,0 +1,409 @@
+/* The walk through a stack, forward and backward, and the packing of weights: the body of every instruction set.
+ *
+ * forward() and backward() are a thread's part of one call: (rank, size) in, nothing allocated, no globals. Threads
+ * share rows of the batch (then they never wait for each other), or panels of units (one barrier a step), or take a
+ * direction each. plan.c prepares the run and starts the team. Read lstm.h for what happens between two products.
+ */
+#ifndef FRNN_KERNELS_H
+#define FRNN_KERNELS_H
+
+#include "gradient.h"
+#include "gru.h"
+#include "lstm.h"
+#include "matrix.h"
+#include "rnn.h"
+
+/* ---- memory ---------------------------------------------------------------------------------------------------- */
+
+static size_t scratch_bytes(const frnn_weights *w, const frnn_run *run) {
+    (void)w;
+    const size_t reals = (size_t)LANES * (TILE_VECS + (run->grads ? GRAD_ROWS + GRAD_ROWS * GRAD_COLUMNS / LANES : 0));
+    return reals * sizeof(real) + 2 * (size_t)run->most_rows * sizeof(void *);
+}
+
+static scratch carve(const frnn_run *run, int rank) {
+    scratch mine;
+    mine.z = run->scratch[rank];
+    mine.from = (const real **)(mine.z + LANES * TILE_VECS);
+    mine.to = (real **)(mine.from + run->most_rows);
+    if (run->grads) {
+        mine.left = (real *)(mine.to + run->most_rows);
+        mine.right = mine.left + GRAD_ROWS * LANES;
+    }
+    return mine;
+}
+
+/* A thread's part of packing: of every operand, its share of the panels. */
+static void pack(void *arg, int rank, int size) {
+    const frnn_packing *job = arg;
+    const frnn_weights *w = job->weights;
+    const frnn_spec *spec = &w->spec;
+    const int gru = spec->kind == FRNN_KIND_GRU, before = gru && spec->reset == FRNN_RESET_BEFORE, G = w->gates;
+    const int64_t H = w->H, Hp = w->Hp, P = w->P;
+    const int64_t h0 = Hp / LANES * rank / size, h1 = Hp / LANES * (rank + 1) / size;
+    const int64_t p0 = w->Pp / LANES * rank / size, p1 = w->Pp / LANES * (rank + 1) / size;
+    const void *const *params = job->params;
+    for (int64_t k = 0; k < spec->num_layers * spec->num_directions; k++, params += 6) {
+        frnn_track *t = &w->tracks[k];
+        const int64_t I = t->I, x_panels = (I + LANES - 1) / LANES;
+        const real *const ih = params[0], *const hh = params[1], *const b_ih = params[2], *const b_hh = params[3];
+        const real *const hr = params[4], *const ch = params[5];
+        const real *from_x[4] = {0}, *from_h[4] = {0};
+        for (int v = 0; v < G; v++) {
+            const int block = gru ? (v + 2) % 3 : v;
+            from_x[v] = ih + block * H * I;
+            from_h[v] = hh + v * H * P;
+            for (int64_t j = h0 * LANES; j < h1 * LANES; j++) {
+                real b = j < H && b_ih ? b_ih[block * H + j] : 0;
+                if (j < H && b_hh && !(gru && !before && block == 2)) b += b_hh[block * H + j];
+                ((real *)t->bx)[v * Hp + j] = b;
+                if (ch && v < G - 1) ((real *)t->eye)[v * Hp + j] = j < H ? ch[v * H + j] : 0;
+                if (t->bq) ((real *)t->bq)[j] = j < H && b_hh ? b_hh[2 * H + j] : 0;
+            }
+        }
+        pack_panels(t->wx, from_x, G, I, H, I, h0, h1);
+        pack_panels(t->wh, from_h, w->h_vecs, P, H, P, h0, h1);
+        if (before) pack_panels(t->wn, from_h + 2, 1, H, H, H, h0, h1);
+        if (hr) pack_panels(t->wr, &hr, 1, H, P, H, p0, p1);
+        if (!job->backward) continue;
+        pack_transposed(t->wxt, from_x, G, H, Hp, I, I, x_panels * rank / size, x_panels * (rank + 1) / size);
+        pack_transposed(t->wht, from_h, w->h_vecs, H, Hp, P, P, p0, p1);
+        if (before) pack_transposed(t->wnt, from_h + 2, 1, H, Hp, H, H, h0, h1);
+        if (hr) pack_transposed(t->wrt, &hr, 1, P, P, H, H, h0, h1);
+    }
+}
+
+/* ---- one product and what follows it ----------------------------------------------------------------------------- */
+
+typedef void (*pointwise)(const step *, int64_t r, int rows, int64_t p, int panels, const real *z);
+
+/* A product over rows of the batch: from [rows, from_ld] times panels w of `units` outputs, starting from `in`
+ * [rows, in_ld] with its vectors `in_plane` apart, or from zero. K is what is summed of the panels' depth. */
+typedef struct product {
+    const real *from;
+    int64_t from_ld, K, depth;
+    const real *w;
+    int vecs;
+    int64_t units;
+    const real *in;
+    int64_t in_ld, in_plane;
+    pointwise then;
+} product;
+
+static void run_product(const step *k, const share *me, const scratch *mine, const product *job, int64_t r0, int64_t r1) {
+    static const real zeros[TILE_VECS * LANES];
+    int64_t p, p1;
+    share_panels(me, job->units / LANES, &p, &p1);
+    const int64_t panel = job->depth * job->vecs * LANES;
+    while (p < p1 && r0 < r1) {
+        const shape form = shape_of(job->vecs, r1 - r0, p1 - p);
+        const int64_t width = form.panels * job->vecs * LANES;
+        for (int64_t r = r0; r < r1;) {
+            const int rows = tile_rows(r1 - r, form.most);
+            const real *a[8];
+            real *in[8], *out[8];
+            for (int m = 0; m < rows; m++) {
+                a[m] = job->from + (r + m) * job->from_ld;
+                in[m] = (real *)(job->in ? job->in + (r + m) * job->in_ld : zeros);
+                out[m] = mine->z + m * width;
+            }
+            form.fn[rows](a, job->K, job->w + p * panel, panel, (edge){in, job->in ? p * LANES : 0, job->in ? job->in_plane : 0},
+                          (edge){out, 0, form.panels * LANES});
+            job->then(k, r, rows, p, form.panels, mine->z);
+            r += rows;
+        }
+        p += form.panels;
+    }
+}
+
+/* z: h = W_hr m. */
+static void project_output(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
+    for (int i = 0; i < rows; i++, r++)
+        for (int q = 0; q < panels; q++, z += LANES) {
+            v_store(k->h_out + r * k->w->Pp + (p + q) * LANES, v_load(z));
+            put_output(k, r, (p + q) * LANES, v_load(z));
+        }
+}
+
+/* z: dL/dh of a projected h through the next step. */
+static void project_output_grad(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
+    for (int i = 0; i < rows; i++, r++)
+        for (int q = 0; q < panels; q++, z += LANES) {
+            const int64_t u = (p + q) * LANES;
+            v_store(k->dh + r * k->w->Pp + u, v_load(z) + get_output_grad(k, r, u));
+            v_store((real *)k->lane->carry_h + r * k->w->Pp + u, v_zero());
+        }
+}
+
+/* z: what flows into the initial state: dL/dh, or dL/dc where the gates see the cell. */
+static void store_state_grad(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
+    const frnn_weights *w = k->w;
+    const int see_cell = w->spec.peephole == FRNN_PEEPHOLE_CELL;
+    for (int i = 0; i < rows; i++, r++)
+        for (int q = 0; q < panels; q++, z += LANES) {
+            const int64_t u = (p + q) * LANES, at = k->k * k->run->B + outer_batch(k->run, r);
+            vec dh = v_load(z);
+            if (see_cell) {
+                const vec dc = dh + v_load((const real *)k->lane->carry_c + r * w->Hp + u);
+                v_store_n((real *)k->run->grads->dc0 + at * w->H + u, dc, lanes_left(w->H, u));
+                dh = v_load((const real *)k->lane->carry_h + r * w->Pp + u);
+            }
+            v_store_n((real *)k->run->grads->dh0 + at * w->P + u, dh, lanes_left(w->P, u));
+        }
+}
+
+/* ---- states ------------------------------------------------------------------------------------------------------ */
+
+/* Copy this thread's part of a state between the caller's [B, n] rows and padded rows in sorted order. */
+static void load_state(const frnn_run *run, const share *me, const real *from, int64_t n, real *to, int64_t ld) {
+    int64_t p0, p1;
+    share_panels(me, ld / LANES, &p0, &p1);
+    for (int64_t r = me->r0; r < me->r1; r++)
+        for (int64_t u = p0 * LANES; u < p1 * LANES; u += LANES)
+            v_store(to + r * ld + u, from ? v_load_n(from + outer_batch(run, r) * n + u, lanes_left(n, u)) : v_zero());
+}
+
+static void store_state(const frnn_run *run, const share *me, void *from, real *to, int64_t n, int64_t ld, int carried) {
+    int64_t p0, p1;
+    share_panels(me, ld / LANES, &p0, &p1);
+    for (int64_t r = me->r0; r < me->r1; r++) {
+        const real *row = (carried ? (real *)from : state_row(run, from, ld, steps_of(run, r))) + r * ld;
+        for (int64_t u = p0 * LANES; u < p1 * LANES; u += LANES)
+            v_store_n(to + outer_batch(run, r) * n + u, v_load(row + u), lanes_left(n, u));
+    }
+}
+
+/* Zero the rows past the ends of sequences in a [T, B] array of rows of ld reals, n of them at this direction's. */
+static void clear_past_ends(const frnn_run *run, real *rows, int64_t n, int64_t ld, int rank, int size) {
+    if (!run->perm || !rows) return;
+    for (int64_t r = run->B * rank / size; r < run->B * (rank + 1) / size; r++)
+        for (int64_t t = run->length[r]; t < run->T; t++)
+            memset(rows + (t * run->B + run->perm[r]) * ld, 0, (size_t)n * sizeof(real));
+}
+
+/* The state or gradient of track k in a caller's [L*D, B, n] array, or NULL. */
+INLINE real *track_state(const frnn_run *run, const void *base, int64_t k, int64_t n) {
+    return base ? (real *)base + k * run->B * n : NULL;
+}
+
+/* ---- forward ----------------------------------------------------------------------------------------------------- */
+
+/* The input's part of steps [s0, s1), as one product over all their rows: gates = W_ih x + b. */
+static void project_input(const frnn_run *run, const share *me, const scratch *mine, int64_t k, int64_t s0, int64_t s1) {
+    const frnn_weights *w = run->weights;
+    const frnn_lane *lane = &run->lanes[k];
+    const int64_t ld = w->planes * w->Hp, I = lane->w->I;
+    const int reverse = (int)(k % w->spec.num_directions);
+    int64_t rows = 0, p, p1;
+    for (int64_t s = s0; s < s1; s++) {
+        const step at = step_at(run, k, s);
+        const int64_t end = least(me->r1, active(run, s)), shift = origin(run, lane->x_chunked, s) * run->B;
+        for (int64_t r = me->r0; r < end; r++, rows++) {
+            const int64_t row = lane->x_packed ? first(run, s) + r : outer_row(run, reverse, s, r) - shift;
+            mine->from[rows] = (const real *)lane->x + row * lane->x_ld;
+            mine->to[rows] = at.gates + r * ld;
+        }
+    }
+    share_panels(me, w->Hp / LANES, &p, &p1);
+    const int64_t panel = I * w->gates * LANES;
+    real *bias[8];
+    for (int m = 0; m < 8; m++) bias[m] = lane->w->bx;
+    while (p < p1 && rows) {
+        const shape form = shape_of(w->gates, rows, p1 - p);
+        for (int64_t n = 0; n < rows;) {
+            const int height = tile_rows(rows - n, form.most);
+            form.fn[height](mine->from + n, I, (const real *)lane->w->wx + p * panel, panel,
+                            (edge){bias, p * LANES, w->Hp}, (edge){mine->to + n, p * LANES, w->Hp});
+            n += height;
+        }
+        if (lane->w->bq) /* q starts from its own bias */
+            for (int64_t n = 0; n < rows; n++)
+                for (int64_t u = p * LANES; u < (p + form.panels) * LANES; u += LANES)
+                    v_store(mine->to[n] + PLANE_Q * w->Hp + u, v_load((const real *)lane->w->bq + u));
+        p += form.panels;
+    }
+}
+
+static void forward_step(const frnn_run *run, const share *me, const scratch *mine, int64_t k, int64_t s) {
+    const frnn_weights *w = run->weights;
+    const frnn_track *t = run->lanes[k].w;
+    const step at = step_at(run, k, s);
+    const int64_t r1 = least(me->r1, active(run, s));
+    const int gru = w->spec.kind == FRNN_KIND_GRU, before = gru && w->spec.reset == FRNN_RESET_BEFORE;
+    const int see_cell = w->spec.peephole == FRNN_PEEPHOLE_CELL;
+    const product gates = {
+        .from = see_cell ? at.c_in : at.h_in, .from_ld = w->Pp, .K = w->P, .depth = w->P, .w = t->wh, .vecs = w->h_vecs,
+        .units = w->Hp, .in = at.gates + w->h_plane * w->Hp, .in_ld = at.ld, .in_plane = w->Hp,
+        .then = before ? gru_before_forward : gru ? gru_after_forward
+                : w->spec.kind == FRNN_KIND_LSTM ? lstm_forward : rnn_forward,
+    };
+    run_product(&at, me, mine, &gates, me->r0, r1);
+    if (before) {
+        const product candidate = {
+            .from = at.gates + PLANE_Q * w->Hp, .from_ld = at.ld, .K = w->H, .depth = w->H, .w = t->wn, .vecs = 1,
+            .units = w->Hp, .in = at.gates + PLANE_N * w->Hp, .in_ld = at.ld, .then = gru_before_forward_n,
+        };
+        share_wait(me);
+        run_product(&at, me, mine, &candidate, me->r0, r1);
+    }
+    if (at.m) {
+        const product projection = {
+            .from = at.m, .from_ld = w->Hp, .K = w->H, .depth = w->H, .w = t->wr, .vecs = 1, .units = w->Pp,
+            .then = project_output,
+        };
+        share_wait(me);
+        run_product(&at, me, mine, &projection, me->r0, r1);
+    }
+    share_wait(me);
+}
+
+/* Steps [s0, s1) of a track, with the initial state before the first and the final one after the last. */
+static void forward_track(const frnn_run *run, const share *me, const scratch *mine, int64_t k, int64_t s0, int64_t s1) {
+    const frnn_weights *w = run->weights;
+    const frnn_lane *lane = &run->lanes[k];
+    const frnn_call *call = run->call;
+    if (s0 == 0) {
+        load_state(run, me, track_state(run, call->h0, k, w->P), w->P, lane->h, w->Pp);
+        if (lane->c) load_state(run, me, track_state(run, call->c0, k, w->H), w->H, lane->c, w->Hp);
+        share_wait(me);
+    }
+    for (int64_t from = s0; from < s1; from += run->chunk) {
+        const int64_t to = least(s1, from + run->chunk);
+        project_input(run, me, mine, k, from, to);
+        for (int64_t s = from; s < to; s++) forward_step(run, me, mine, k, s);
+    }
+    if (s1 == run->T) {
+        store_state(run, me, lane->h, track_state(run, call->hn, k, w->P), w->P, w->Pp, 0);
+        if (lane->c) store_state(run, me, lane->c, track_state(run, call->cn, k, w->H), w->H, w->Hp, 0);
+    }
+}
+
+/* Which group of threads this one is in, and its part of a track's work. */
+static share share_of(const frnn_run *run, int rank, int size, int *group) {
+    const int groups = run->groups < size ? run->groups : size;
+    *group = rank * groups / size;
+    const int low = (*group * size + groups - 1) / groups, high = ((*group + 1) * size + groups - 1) / groups;
+    share me = {.rank = rank - low, .size = high - low, .by_panel = run->by_panel && high - low > 1,
+                .barrier = run->group[*group]};
+    me.r0 = me.by_panel ? 0 : share_edge(run, me.rank, me.size);
+    me.r1 = me.by_panel ? run->B : share_edge(run, me.rank + 1, me.size);
+    return me;
+}
+
+static void forward(void *arg, int rank, int size) {
+    const frnn_run *run = arg;
+    const frnn_weights *w = run->weights;
+    const int64_t D = w->spec.num_directions, L = w->spec.num_layers;
+    if (size < run->size) { /* a thread could not be had: the barriers would wait for it */
+        if (rank) return;
+        size = 1;
+    }
+    const uint64_t flush = v_flush_on();
+    const scratch mine = carve(run, rank);
+    int group;
+    const share me = share_of(run, rank, size, &group);
+    const int apart = D == 2 && run->groups == 2 && size > 1;
+    /* One direction: all layers of a chunk of time, then the next chunk. Two: a layer needs both ends of its input. */
+    const int64_t stride = D == 1 ? run->chunk : run->T;
+    int64_t s0 = 0;
+    do {
+        const int64_t s1 = least(run->T, s0 + stride);
+        for (int64_t k = 0; k < L * D; k++) {
+            if (!apart || k % D == group) forward_track(run, &me, &mine, k, s0, s1);
+            if (apart && k % D == 1) frnn_barrier_wait(run->team);
+        }
+        s0 = s1;
+    } while (s0 < run->T);
+    clear_past_ends(run, run->call->y, D * w->P, D * w->P, rank, size);
+    clear_past_ends(run, run->call->cells, D * w->H, D * w->H, rank, size);
+    v_flush_restore(flush);
+}
+
+/* ---- backward ---------------------------------------------------------------------------------------------------- */
+
+/* What flows from step s + 1 into step s through the recurrent product, then step s itself. */
+static void backward_step(const frnn_run *run, const share *me, const scratch *mine, int64_t k, int64_t s) {
+    const frnn_weights *w = run->weights;
+    const frnn_lane *lane = &run->lanes[k];
+    const step at = step_at(run, k, s < 0 ? 0 : s), next = step_at(run, k, s + 1);
+    const int gru = w->spec.kind == FRNN_KIND_GRU, before = gru && w->spec.reset == FRNN_RESET_BEFORE;
+    const int see_cell = w->spec.peephole == FRNN_PEEPHOLE_CELL;
+    const int64_t depth = w->h_vecs * w->Hp;
+    product job = {
+        .from = next.gates + w->h_plane * w->Hp, .from_ld = at.ld, .K = depth, .depth = depth, .w = lane->w->wht, .vecs = 1,
+        .units = w->Pp, .in = see_cell ? NULL : lane->carry_h, .in_ld = w->Pp,
+        .then = s < 0 ? store_state_grad : at.m ? project_output_grad : before ? gru_before_backward
+                : gru ? gru_after_backward : w->spec.kind == FRNN_KIND_LSTM ? lstm_backward : rnn_backward,
+    };
+    const int64_t r1 = s < 0 ? me->r1 : least(me->r1, active(run, s));
+    const int64_t going_on = least(r1, active(run, s + 1)); /* rows whose last step this is have no next one */
+    run_product(&at, me, mine, &job, me->r0, going_on);
+    job.K = 0;
+    run_product(&at, me, mine, &job, going_on > me->r0 ? going_on : me->r0, r1);
+    if (s >= 0 && at.m) {
+        const product merged = {
+            .from = at.dh, .from_ld = w->Pp, .K = w->P, .depth = w->P, .w = lane->w->wrt, .vecs = 1, .units = w->Hp,
+            .then = lstm_backward,
+        };
+        share_wait(me);
+        run_product(&at, me, mine, &merged, me->r0, r1);
+    }
+    if (s >= 0 && before) {
+        const product through_q = {
+            .from = at.gates + PLANE_N * w->Hp, .from_ld = at.ld, .K = w->Hp, .depth = w->Hp, .w = lane->w->wnt, .vecs = 1,
+            .units = w->Hp, .then = gru_before_backward_q,
+        };
+        share_wait(me);
+        run_product(&at, me, mine, &through_q, me->r0, r1);
+    }
+    share_wait(me);
+}
+
+static void backward_track(const frnn_run *run, const share *me, const scratch *mine, int64_t k) {
+    const frnn_weights *w = run->weights;
+    const frnn_lane *lane = &run->lanes[k];
+    const frnn_grads *grads = run->grads;
+    load_state(run, me, track_state(run, grads->dhn, k, w->P), w->P, lane->carry_h, w->Pp);
+    if (lane->c) load_state(run, me, track_state(run, grads->dcn, k, w->H), w->H, lane->carry_c, w->Hp);
+    share_wait(me);
+    for (int64_t s = run->T - 1; s >= -1; s--) backward_step(run, me, mine, k, s);
+    if (lane->c && w->spec.peephole != FRNN_PEEPHOLE_CELL)
+        store_state(run, me, lane->carry_c, track_state(run, grads->dc0, k, w->H), w->H, w->Hp, 1);
+}
+
+static void backward(void *arg, int rank, int size) {
+    const frnn_run *run = arg;
+    const frnn_weights *w = run->weights;
+    const int64_t D = w->spec.num_directions;
+    if (size < run->size) { /* a thread could not be had: the barriers would wait for it */
+        if (rank) return;
+        size = 1;
+    }
+    const uint64_t flush = v_flush_on();
+    const scratch mine = carve(run, rank);
+    int group;
+    const share me = share_of(run, rank, size, &group);
+    const int apart = D == 2 && run->groups == 2 && size > 1;
+    clear_past_ends(run, run->grads->dx, w->tracks[0].I, w->tracks[0].I, rank, size);
+    for (int64_t layer = w->spec.num_layers - 1; layer >= 0; layer--) {
+        for (int64_t k = layer * D; k < layer * D + D; k++)
+            if (!apart || k % D == group) backward_track(run, &me, &mine, k);
+        if (size > 1) frnn_barrier_wait(run->team);
+        real *const dx = layer ? run->mid[layer & 1] : run->grads->dx;
+        for (int64_t k = layer * D; k < layer * D + D; k++) {
+            track_grads(run, &mine, k, run->grads->params + 6 * k, rank, size);
+            if (dx) input_grad(run, &mine, k, dx, rank, size);
+            if (size > 1) frnn_barrier_wait(run->team);
+        }
+    }
+    v_flush_restore(flush);
+}
+
+#define TABLE_NAME_(isa, type) frnn_##isa##_##type
+#define TABLE_NAME(isa, type) TABLE_NAME_(isa, type)
+const frnn_kernels TABLE_NAME(FRNN_ISA, PER_TYPE(float, double)) = {
+    .name = FRNN_ISA_NAME, .lanes = LANES, .scratch_bytes = scratch_bytes, .pack = pack, .forward = forward, .backward = backward,
+    .matrix_bytes = sizeof(real) * LANES * (TILE_VECS + GRAD_ROWS + GRAD_ROWS * GRAD_COLUMNS / LANES), .multiply = multiply,
+};
+
+#endif

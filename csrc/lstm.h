@@ -1,0 +1,134 @@
+/* The LSTM's pointwise part (Hochreiter and Schmidhuber 1997; Gers et al. 2000, 2002; Greff et al. 2017):
+ *
+ *     i, f, o = s(a_i + p_i c'), s(a_f + p_f c'), s(a_o + p_o c)      c' the state before, p the peepholes
+ *     g = t(a_g);  c = f c' + i g;  h = o u(c)
+ *
+ * with c = c' + i g where there is no forget gate, i = 1 - f where it is coupled, and h = u(o c) where the gates
+ * see the cell. With a projection h here is the m that W_hr then reads.
+ * z: [rows, gates, panels, LANES] holds the a for rows r.. and units of panels p...
+ */
+#ifndef FRNN_LSTM_H
+#define FRNN_LSTM_H
+
+#include "activation.h"
+#include "sequence.h"
+
+INLINE void lstm_forward_as(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const int plain) {
+    const frnn_weights *w = k->w;
+    const int forget = plain ? FRNN_FORGET_GATE : w->spec.forget, gates = plain ? 4 : w->gates;
+    const int see_cell = !plain && w->spec.peephole == FRNN_PEEPHOLE_CELL;
+    const real *eye = plain ? NULL : k->lane->w->eye;
+    const int64_t Hp = w->Hp, plane = panels * LANES;
+    for (int i = 0; i < rows; i++, r++, z += gates * plane)
+        for (int q = 0; q < panels; q++) {
+            const int64_t u = (p + q) * LANES;
+            const real *a = z + q * LANES;
+            const vec c_in = v_load(k->c_in + r * Hp + u);
+            vec gate[4]; /* i or f; f; g; o, in the order of the planes */
+            int v = 0;
+            for (; v < gates - 2; v++) {
+                vec x = v_load(a + v * plane);
+                if (eye) x = v_fma(v_load(eye + v * Hp + u), c_in, x);
+                gate[v] = plain ? v_sigmoid(x) : act(&w->act[0], x);
+            }
+            const vec g = gate[v] = plain ? v_tanh(v_load(a + v * plane)) : act(&w->act[1], v_load(a + v * plane));
+            vec c;
+            if (forget == FRNN_FORGET_GATE) c = v_fma(gate[1], c_in, gate[0] * g);
+            else if (forget == FRNN_FORGET_NONE) c = v_fma(gate[0], g, c_in);
+            else c = v_fma(gate[0], c_in, v_fnma(gate[0], g, g));
+            vec x = v_load(a + (v + 1) * plane);
+            if (eye) x = v_fma(v_load(eye + v * Hp + u), c, x);
+            const vec o = gate[v + 1] = plain ? v_sigmoid(x) : act(&w->act[0], x);
+            const vec h = plain ? o * v_tanh(c) : see_cell ? act(&w->act[2], o * c) : o * act(&w->act[2], c);
+            v_store(k->c_out + r * Hp + u, c);
+            if (k->keep)
+                for (int j = 0; j < gates; j++) v_store(k->gates + r * k->ld + j * Hp + u, gate[j]);
+            if (k->lane->cells) {
+                const int64_t D = w->spec.num_directions;
+                real *row = (real *)k->lane->cells + outer_row(k->run, k->reverse, k->s, r) * D * w->H;
+                v_store_n(row + k->reverse * w->H + u, c, lanes_left(w->H, u));
+            }
+            if (k->m) {
+                v_store(k->m + r * Hp + u, h);
+            } else {
+                v_store(k->h_out + r * Hp + u, h);
+                put_output(k, r, u, h);
+            }
+        }
+}
+
+/* The standard cell is compiled apart: no switches between its vectors. */
+static void lstm_forward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
+    if (k->w->plain) lstm_forward_as(k, r, rows, p, panels, z, 1);
+    else lstm_forward_as(k, r, rows, p, panels, z, 0);
+}
+
+/* z: dL/dh through the next step (through the projection, where there is one: complete), or, where the gates see the
+ * cell, dL/dc through the next step's gates. Leaves the gates' gradients in the gates row, dL/dc' in carry_c. */
+INLINE void lstm_backward_as(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const int plain) {
+    const frnn_weights *w = k->w;
+    const int forget = plain ? FRNN_FORGET_GATE : w->spec.forget, gates = plain ? 4 : w->gates;
+    const int see_cell = !plain && w->spec.peephole == FRNN_PEEPHOLE_CELL;
+    const real *eye = plain ? NULL : k->lane->w->eye;
+    const int64_t Hp = w->Hp;
+    const vec one = v_set1(1);
+    for (int m = 0; m < rows; m++, r++)
+        for (int q = 0; q < panels; q++, z += LANES) {
+            const int64_t u = (p + q) * LANES;
+            const int n = lanes_left(w->H, u), last = gates - 1;
+            real *gate = k->gates + r * k->ld + u;
+            real *carry_c = (real *)k->lane->carry_c + r * Hp + u;
+            const vec c_in = v_load(k->c_in + r * Hp + u), c = v_load(k->c_out + r * Hp + u);
+            const vec i = v_load(gate), f = v_load(gate + Hp), g = v_load(gate + (last - 1) * Hp), o = v_load(gate + last * Hp);
+            vec dc = v_load(carry_c), dh = v_load(z), da[4], dout;
+            if (see_cell) {
+                dc += dh;
+                dh = v_load((real *)k->lane->carry_h + r * w->Pp + u);
+            }
+            if (!k->m) {
+                dh += get_output_grad(k, r, u);
+                v_store((real *)k->lane->carry_h + r * w->Pp + u, v_zero());
+            }
+            if (see_cell) {
+                /* h = u(o c) */
+                const vec doc = dh * act_grad(&w->act[2], act(&w->act[2], o * c));
+                dout = doc * c;
+                dc += doc * o;
+            } else {
+                /* h = o u(c) */
+                const vec t = plain ? v_tanh(c) : act(&w->act[2], c);
+                dout = dh * t;
+                dc = v_fma(dh * o, plain ? tanh_grad(t) : act_grad(&w->act[2], t), dc);
+            }
+            /* o = s(a_o + p_o c) */
+            da[last] = dout * (plain ? sigmoid_grad(o) : act_grad(&w->act[0], o));
+            if (eye) dc = v_fma(v_load(eye + (last - 1) * Hp + u), da[last], dc);
+            /* c = f c' + i g */
+            vec dc_in;
+            if (forget == FRNN_FORGET_GATE) {
+                da[0] = dc * g * (plain ? sigmoid_grad(i) : act_grad(&w->act[0], i));
+                da[1] = dc * c_in * (plain ? sigmoid_grad(f) : act_grad(&w->act[0], f));
+                da[2] = dc * i * (plain ? tanh_grad(g) : act_grad(&w->act[1], g));
+                dc_in = dc * f;
+            } else if (forget == FRNN_FORGET_NONE) { /* c = c' + i g */
+                da[0] = dc * g * act_grad(&w->act[0], i);
+                da[1] = dc * i * act_grad(&w->act[1], g);
+                dc_in = dc;
+            } else { /* c = f c' + (1 - f) g, f the first plane */
+                da[0] = dc * (c_in - g) * act_grad(&w->act[0], i);
+                da[1] = dc * (one - i) * act_grad(&w->act[1], g);
+                dc_in = dc * i;
+            }
+            if (eye)
+                for (int v = 0; v < last - 1; v++) dc_in = v_fma(v_load(eye + v * Hp + u), da[v], dc_in);
+            for (int v = 0; v < gates; v++) v_store(gate + v * Hp, mask_units(da[v], n));
+            v_store(carry_c, dc_in);
+        }
+}
+
+static void lstm_backward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
+    if (k->w->plain) lstm_backward_as(k, r, rows, p, panels, z, 1);
+    else lstm_backward_as(k, r, rows, p, panels, z, 0);
+}
+
+#endif

@@ -1,0 +1,3 @@
+/* The kernels for AArch64 Advanced SIMD, float64. */
+#define FRNN_DOUBLE
+#include "neon.c"

@@ -1,0 +1,612 @@
+/* Plans: checks, memory, packed weights, and how many threads share a call and what. No arithmetic on data.
+ *
+ * A call is prepared here as a frnn_run, whose buffers lie in the plan's workspace or on the caller's tape, and
+ * handed to the team with the kernels of the chosen instruction set. Next: kernels.h, what a thread then does.
+ */
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core.h"
+#include "cpu.h"
+#include "fastrnn.h"
+#include "threads.h"
+
+enum { ALIGNMENT = 128 }; /* bytes, at least a cache line and a vector */
+
+/* The cost model: what a thread does in a nanosecond, and what meeting another costs. Only ratios matter, and only
+ * near the points where one way of sharing overtakes another. */
+static const double FLOPS_PER_NS = 100;    /* of float32 FMAs, one thread */
+static const double L2_BYTES_PER_NS = 80;  /* read, one thread */
+static const double L3_BYTES_PER_NS = 30;  /* read, each of several threads */
+static const double BARRIER_NS = 400;      /* a barrier of running threads */
+static const double TEAM_NS = 8000;        /* waking the team */
+static const double PACK_BYTES_PER_NS = 4; /* packed, one thread */
+static const double TILE_HEIGHT = 6;       /* rows that one reading of the weights serves */
+
+/* Rows whose input product is made at once: enough to use each weight often, few enough to stay in L2. */
+enum { CHUNK_BYTES = 192 * 1024, CHUNK_LEAST = 48, CHUNK_MOST = 1024 };
+
+struct frnn_plan {
+    const frnn_weights *weights;
+    pthread_mutex_t lock;
+    frnn_barrier team, group[2];
+    void *scratch[FRNN_MAX_THREADS];
+    frnn_lane *lanes; /* [L*D] */
+    void **between;   /* [L] layer l's input buffer */
+    void *memory;     /* the workspace: grows to the largest call's need */
+    size_t bytes;
+    double l2; /* bytes of a core's own cache */
+};
+
+static const struct {
+    const frnn_kernels *of_float, *of_double;
+    unsigned needs;
+} ISAS[] = {
+#ifdef FRNN_HAVE_AVX512
+    {&frnn_avx512_float, &frnn_avx512_double, FRNN_CPU_AVX512},
+#endif
+#ifdef FRNN_HAVE_AVX2
+    {&frnn_avx2_float, &frnn_avx2_double, FRNN_CPU_AVX2},
+#endif
+#ifdef FRNN_HAVE_NEON
+    {&frnn_neon_float, &frnn_neon_double, FRNN_CPU_NEON},
+#endif
+    {&frnn_generic_float, &frnn_generic_double, 0},
+};
+enum { ISA_COUNT = sizeof ISAS / sizeof ISAS[0] };
+
+const char *frnn_isa_name(int i) { return i >= 0 && i < (int)ISA_COUNT ? ISAS[i].of_float->name : NULL; }
+
+int frnn_isa_usable(int i) {
+    return i >= 0 && i < (int)ISA_COUNT && (frnn_cpu_features() & ISAS[i].needs) == ISAS[i].needs;
+}
+
+const char *frnn_error(int code) {
+    switch (code) {
+    case FRNN_OK: return "success";
+    case FRNN_ERROR_MEMORY: return "out of memory";
+    case FRNN_ERROR_SPEC: return "the spec holds a value that does not exist, or a size below its least";
+    case FRNN_ERROR_UNSUPPORTED: return "the C kernels do not run full-matrix peepholes, nor a projection where the gates see the cell";
+    case FRNN_ERROR_ISA: return "the instruction set is unknown, not built, or not on this CPU";
+    case FRNN_ERROR_SIZE: return "T or B is negative, or the sizes' product does not fit in memory";
+    case FRNN_ERROR_LENGTH: return "a length is below 0 or above T";
+    case FRNN_ERROR_NULL: return "a pointer that must not be NULL is NULL";
+    case FRNN_ERROR_UNPACKED: return "the weights were not packed, or not with their transposes";
+    default: return "unknown error code";
+    }
+}
+
+/* ---- memory ---------------------------------------------------------------------------------------------------- */
+
+/* Hands out aligned pieces of a block; with no block it only measures. Sizes that overflow make it fail. */
+typedef struct arena {
+    char *base;
+    size_t used;
+    int failed;
+} arena;
+
+static size_t multiply(arena *a, size_t x, size_t y) {
+    size_t product;
+    if (__builtin_mul_overflow(x, y, &product)) a->failed = 1, product = 0;
+    return product;
+}
+
+/* count items of size bytes, or NULL while measuring. */
+static void *take(arena *a, int64_t count, size_t size) {
+    void *piece = a->base ? a->base + a->used : NULL;
+    const size_t bytes = multiply(a, (size_t)count, size);
+    if (__builtin_add_overflow(a->used, bytes, &a->used) || a->used > PTRDIFF_MAX - ALIGNMENT) a->failed = 1, a->used = 0;
+    a->used = (a->used + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    return piece;
+}
+
+static void *allocate(size_t bytes) {
+    void *memory = NULL;
+    return posix_memalign(&memory, ALIGNMENT, bytes ? bytes : ALIGNMENT) ? NULL : memory;
+}
+
+/* ---- weights --------------------------------------------------------------------------------------------------- */
+
+static int within(int value, int most) { return value >= 0 && value <= most; }
+
+static int check_spec(const frnn_spec *s) {
+    if (s->real_size != 4 && s->real_size != 8) return FRNN_ERROR_SPEC;
+    if (!within(s->kind, FRNN_KIND_GRU) || !within(s->forget, FRNN_FORGET_COUPLED) || !within(s->peephole, FRNN_PEEPHOLE_FULL) ||
+        !within(s->reset, FRNN_RESET_BEFORE) || !within(s->update, FRNN_UPDATE_WRITE) || !(s->clip >= 0))
+        return FRNN_ERROR_SPEC;
+    for (int i = 0; i < 3; i++)
+        if (!within(s->activation[i], FRNN_SOFTPLUS)) return FRNN_ERROR_SPEC;
+    if (s->input_size < 0 || s->hidden_size < 1 || s->proj_size < 0 || s->proj_size >= s->hidden_size || s->num_layers < 1 ||
+        s->num_directions < 1 || s->num_directions > 2)
+        return FRNN_ERROR_SPEC;
+    if (s->kind != FRNN_KIND_LSTM && (s->forget || s->peephole || s->proj_size)) return FRNN_ERROR_SPEC;
+    const int64_t most = INT64_C(1) << 31; /* products of two sizes then fit in 64 bits */
+    if (s->input_size > most || s->hidden_size > most || s->num_layers > 1 << 16) return FRNN_ERROR_SIZE;
+    if (s->peephole == FRNN_PEEPHOLE_FULL || (s->peephole == FRNN_PEEPHOLE_CELL && s->proj_size)) return FRNN_ERROR_UNSUPPORTED;
+    return FRNN_OK;
+}
+
+static int find_kernels(int real_size, const char *isa, const frnn_kernels **out) {
+    for (int i = 0; i < (int)ISA_COUNT; i++)
+        if (frnn_isa_usable(i) && (!isa || !strcmp(isa, frnn_isa_name(i)))) {
+            *out = real_size == 4 ? ISAS[i].of_float : ISAS[i].of_double;
+            return FRNN_OK;
+        }
+    return FRNN_ERROR_ISA;
+}
+
+/* Panels of `units` outputs, `depth` deep. */
+static void *take_panels(arena *a, const frnn_weights *w, int64_t units, int64_t depth, int vecs) {
+    const int64_t padded = (units + w->lanes - 1) / w->lanes * w->lanes;
+    return take(a, padded, multiply(a, (size_t)depth, (size_t)vecs * (size_t)w->spec.real_size));
+}
+
+/* The transposes, which only backward reads, come last: a plan that never trains does not touch their pages. */
+static void lay_out_weights(frnn_weights *w, arena *a) {
+    const frnn_spec *s = &w->spec;
+    const int before = s->kind == FRNN_KIND_GRU && s->reset == FRNN_RESET_BEFORE;
+    const int after = s->kind == FRNN_KIND_GRU && !before;
+    const int64_t tracks = s->num_layers * s->num_directions;
+    for (int64_t k = 0; k < tracks; k++) {
+        frnn_track *t = &w->tracks[k];
+        t->I = k < s->num_directions ? s->input_size : s->num_directions * w->P;
+        t->wx = take_panels(a, w, w->H, t->I, w->gates);
+        t->wh = take_panels(a, w, w->H, w->P, w->h_vecs);
+        t->wn = before ? take_panels(a, w, w->H, w->H, 1) : NULL;
+        t->wr = s->proj_size ? take_panels(a, w, w->P, w->H, 1) : NULL;
+        t->bx = take_panels(a, w, w->H, 1, w->gates);
+        t->bq = after ? take_panels(a, w, w->H, 1, 1) : NULL;
+        t->eye = s->peephole == FRNN_PEEPHOLE_DIAGONAL ? take_panels(a, w, w->H, 1, w->gates - 1) : NULL;
+    }
+    for (int64_t k = 0; k < tracks; k++) {
+        frnn_track *t = &w->tracks[k];
+        t->wxt = take_panels(a, w, t->I, w->gates * w->Hp, 1);
+        t->wht = take_panels(a, w, w->P, w->h_vecs * w->Hp, 1);
+        t->wnt = before ? take_panels(a, w, w->H, w->Hp, 1) : NULL;
+        t->wrt = s->proj_size ? take_panels(a, w, w->H, w->P, 1) : NULL;
+    }
+}
+
+int frnn_weights_new(const frnn_spec *spec, const char *isa, frnn_weights **out) {
+    if (!spec || !out) return FRNN_ERROR_NULL;
+    int code = check_spec(spec);
+    const frnn_kernels *kernels = NULL;
+    if (!code) code = find_kernels(spec->real_size, isa, &kernels);
+    if (code) return code;
+
+    frnn_weights *w = calloc(1, sizeof *w);
+    if (!w) return FRNN_ERROR_MEMORY;
+    const int gru = spec->kind == FRNN_KIND_GRU, rnn = spec->kind == FRNN_KIND_RNN, lanes = kernels->lanes;
+    w->spec = *spec;
+    w->kernels = kernels;
+    w->lanes = lanes;
+    w->H = spec->hidden_size;
+    w->P = spec->proj_size ? spec->proj_size : w->H;
+    w->Hp = (w->H + lanes - 1) / lanes * lanes;
+    w->Pp = (w->P + lanes - 1) / lanes * lanes;
+    w->gates = rnn ? 1 : gru || spec->forget != FRNN_FORGET_GATE ? 3 : 4;
+    w->planes = gru ? 4 : w->gates;
+    w->h_plane = gru ? PLANE_R : 0;
+    w->h_vecs = gru && spec->reset == FRNN_RESET_BEFORE ? 2 : w->gates;
+    static const int standard[3][3] = {{FRNN_TANH}, {FRNN_SIGMOID, FRNN_TANH, FRNN_TANH}, {FRNN_SIGMOID, FRNN_TANH}};
+    w->plain = !spec->clip && !spec->forget && !spec->peephole;
+    for (int i = 0; i < (rnn ? 1 : gru ? 2 : 3); i++) {
+        w->plain = w->plain && spec->activation[i] == standard[spec->kind][i];
+        const int is_gate = !(spec->kind == FRNN_KIND_LSTM && i == 2);
+        w->act[i] = (frnn_act){.code = spec->activation[i], .clipped = is_gate && spec->clip > 0, .alpha = spec->alpha[i],
+                               .beta = spec->beta[i], .clip = spec->clip};
+    }
+    arena measure = {0};
+    w->tracks = calloc((size_t)(spec->num_layers * spec->num_directions), sizeof *w->tracks);
+    if (w->tracks) {
+        lay_out_weights(w, &measure);
+        if (!measure.failed) w->memory = allocate(measure.used);
+    }
+    if (!w->memory) {
+        frnn_weights_free(w);
+        return measure.failed ? FRNN_ERROR_SIZE : FRNN_ERROR_MEMORY;
+    }
+    w->bytes = measure.used;
+    arena real = {.base = w->memory};
+    lay_out_weights(w, &real);
+    *out = w;
+    return FRNN_OK;
+}
+
+int frnn_weights_pack(frnn_weights *w, const void *const *params, int backward) {
+    if (!w || !params) return FRNN_ERROR_NULL;
+    const frnn_spec *s = &w->spec;
+    for (int64_t k = 0; k < s->num_layers * s->num_directions; k++) {
+        const void *const *p = params + 6 * k;
+        if (!p[0] || !p[1] || (s->proj_size && !p[4]) || (s->peephole == FRNN_PEEPHOLE_DIAGONAL && !p[5])) return FRNN_ERROR_NULL;
+    }
+    frnn_packing job = {.weights = w, .params = params, .backward = backward};
+    const double ns = (double)w->bytes / PACK_BYTES_PER_NS;
+    frnn_team_run(ns < TEAM_NS ? 1 : frnn_get_threads(), w->kernels->pack, &job);
+    w->packed = 1;
+    w->packed_backward = backward;
+    return FRNN_OK;
+}
+
+int64_t frnn_weights_bytes(const frnn_weights *w) { return w ? (int64_t)w->bytes : 0; }
+
+void frnn_weights_free(frnn_weights *w) {
+    if (!w) return;
+    free(w->memory);
+    free(w->tracks);
+    free(w);
+}
+
+/* ---- plans ----------------------------------------------------------------------------------------------------- */
+
+int frnn_plan_new(const frnn_weights *weights, frnn_plan **out) {
+    if (!weights || !out) return FRNN_ERROR_NULL;
+    frnn_plan *plan = allocate(sizeof *plan); /* the barriers want their alignment */
+    if (!plan) return FRNN_ERROR_MEMORY;
+    memset(plan, 0, sizeof *plan);
+    const int64_t L = weights->spec.num_layers;
+    int64_t caches[3];
+    frnn_cpu_caches(caches);
+    plan->l2 = caches[1] > 0 ? (double)caches[1] : 512 * 1024;
+    plan->weights = weights;
+    plan->lanes = calloc((size_t)(L * weights->spec.num_directions), sizeof *plan->lanes);
+    plan->between = calloc((size_t)L, sizeof *plan->between);
+    if (!plan->lanes || !plan->between || pthread_mutex_init(&plan->lock, NULL)) {
+        free(plan->lanes);
+        free(plan->between);
+        free(plan);
+        return FRNN_ERROR_MEMORY;
+    }
+    *out = plan;
+    return FRNN_OK;
+}
+
+void frnn_plan_free(frnn_plan *plan) {
+    if (!plan) return;
+    pthread_mutex_destroy(&plan->lock);
+    free(plan->lanes);
+    free(plan->between);
+    free(plan->memory);
+    free(plan);
+}
+
+int64_t frnn_plan_bytes(const frnn_plan *plan) { return plan ? (int64_t)plan->bytes : 0; }
+
+/* ---- one call --------------------------------------------------------------------------------------------------- */
+
+static int check_call(const frnn_weights *w, const frnn_call *c) {
+    const int64_t most = INT64_C(1) << 48;
+    if (c->T < 0 || c->B < 0 || c->T > most || c->B > most) return FRNN_ERROR_SIZE;
+    const frnn_spec *s = &w->spec;
+    int64_t elements = 1; /* of the widest array, with room for its bytes */
+    const int64_t widest = s->input_size > 4 * w->Hp ? s->input_size : 4 * w->Hp;
+    if (__builtin_mul_overflow(c->T + 2, c->B + 1, &elements) || __builtin_mul_overflow(elements, widest + 1, &elements) ||
+        elements > INT64_MAX / 64)
+        return FRNN_ERROR_SIZE;
+    for (int64_t b = 0; c->lengths && b < c->B; b++)
+        if (c->lengths[b] < 0 || c->lengths[b] > c->T) return FRNN_ERROR_LENGTH;
+    return FRNN_OK;
+}
+
+static int64_t real_steps(const frnn_call *c) {
+    if (!c->lengths) return c->T * c->B;
+    int64_t sum = 0;
+    for (int64_t b = 0; b < c->B; b++) sum += c->lengths[b];
+    return sum;
+}
+
+/* Rows sorted by length, longest first and otherwise in order, by counting; and what each step then holds. */
+static void lay_out_lengths(frnn_run *run, arena *a) {
+    const frnn_call *c = run->call;
+    if (!c->lengths) return;
+    int64_t *const perm = take(a, run->B, sizeof *perm), *const length = take(a, run->B, sizeof *length);
+    int64_t *const active = take(a, run->T + 1, sizeof *active), *const first = take(a, run->T + 1, sizeof *first);
+    run->perm = perm, run->length = length, run->active = active, run->first = first;
+    if (!a->base) return;
+    memset(active, 0, (size_t)(run->T + 1) * sizeof *active);
+    for (int64_t b = 0; b < run->B; b++)
+        if (c->lengths[b]) active[c->lengths[b] - 1]++; /* rows whose last step this is */
+    for (int64_t s = run->T - 1; s > 0; s--) active[s - 1] += active[s]; /* rows that take the step */
+    /* A row of length l comes after the rows that are longer: active[l] of them. */
+    memcpy(first, active, (size_t)(run->T + 1) * sizeof *first);
+    for (int64_t b = 0; b < run->B; b++) {
+        const int64_t r = c->lengths[b] < run->T ? first[c->lengths[b]]++ : first[run->T]++;
+        perm[r] = b;
+        length[r] = c->lengths[b];
+    }
+    first[0] = 0;
+    for (int64_t s = 0; s < run->T; s++) first[s + 1] = first[s] + active[s];
+}
+
+/* What the tape keeps of a track, or the workspace where there is no tape. */
+static void lay_out_track(const frnn_run *run, frnn_lane *lane, arena *a) {
+    const frnn_weights *w = run->weights;
+    const int64_t states = run->taped ? run->B + run->rows : 2 * run->B;
+    const size_t size = (size_t)w->spec.real_size;
+    lane->h = take(a, states, (size_t)w->Pp * size);
+    lane->c = w->spec.kind == FRNN_KIND_LSTM ? take(a, states, (size_t)w->Hp * size) : NULL;
+    lane->m = w->spec.proj_size ? take(a, run->taped ? run->rows : run->B, (size_t)w->Hp * size) : NULL;
+    if (!run->taped) return;
+    lane->gates = take(a, run->rows, (size_t)(w->planes * w->Hp) * size);
+    lane->dh = w->spec.proj_size ? take(a, run->rows, (size_t)w->Pp * size) : NULL;
+}
+
+/* One direction reads the layer below from its tape of h, unless dropout came in between. */
+static int reads_tape(const frnn_run *run) {
+    return run->taped && run->weights->spec.num_directions == 1 && !run->call->masks;
+}
+
+/* A layer's output for the layer above. */
+static void *take_between(const frnn_run *run, arena *a, int64_t rows) {
+    const frnn_spec *s = &run->weights->spec;
+    return take(a, rows, (size_t)(s->num_directions * run->weights->P * s->real_size));
+}
+
+/* The tape: every track's sequences, and the layers' outputs where they differ from the sequences of h.
+ * lanes and between may be NULL, to measure. */
+static void lay_out_tape(const frnn_run *run, frnn_lane *lanes, void **between, arena *tape) {
+    const frnn_spec *s = &run->weights->spec;
+    frnn_lane spare;
+    for (int64_t k = 0; k < s->num_layers * s->num_directions; k++) lay_out_track(run, lanes ? &lanes[k] : &spare, tape);
+    for (int64_t layer = 1; layer < s->num_layers && !reads_tape(run); layer++) {
+        void *const rows = take_between(run, tape, run->T * run->B);
+        if (between) between[layer] = rows;
+    }
+}
+
+/* The sizes of a run that its buffers follow from. */
+static void begin_run(frnn_run *run, const frnn_weights *w, const frnn_call *call, const frnn_grads *grads) {
+    *run = (frnn_run){.weights = w, .call = call, .grads = grads, .T = call->T, .B = call->B,
+                      .rows = real_steps(call), .taped = call->tape != NULL};
+    const int64_t row_bytes = w->planes * w->Hp * w->spec.real_size;
+    int64_t rows = CHUNK_BYTES / row_bytes;
+    rows = rows < CHUNK_LEAST ? CHUNK_LEAST : rows > CHUNK_MOST ? CHUNK_MOST : rows;
+    run->chunk = call->B && rows > call->B ? rows / call->B : 1;
+    if (run->chunk > call->T) run->chunk = call->T ? call->T : 1;
+    run->most_rows = run->chunk * call->B;
+}
+
+/* All buffers of a run, in the workspace and on the caller's tape. */
+static void lay_out_run(frnn_run *run, frnn_plan *plan, arena *a) {
+    const frnn_weights *w = run->weights;
+    const frnn_spec *s = &w->spec;
+    const frnn_call *c = run->call;
+    const int64_t D = s->num_directions, L = s->num_layers;
+    const size_t size = (size_t)s->real_size;
+    frnn_lane *const lanes = run->lanes = plan->lanes;
+    memset(lanes, 0, (size_t)(L * D) * sizeof *lanes);
+    lay_out_lengths(run, a);
+    if (run->taped) {
+        arena tape = {.base = c->tape};
+        lay_out_tape(run, lanes, plan->between, &tape);
+    } else {
+        /* The layers of one direction go chunk by chunk; two directions need a layer's whole output. */
+        const int64_t rows = D == 1 ? run->most_rows : c->T * c->B;
+        void *const odd = L > 1 ? take_between(run, a, rows) : NULL, *const even = L > 2 ? take_between(run, a, rows) : NULL;
+        void *const gates[2] = {take(a, run->most_rows, (size_t)(w->planes * w->Hp) * size),
+                                D == 2 ? take(a, run->most_rows, (size_t)(w->planes * w->Hp) * size) : NULL};
+        for (int64_t k = 0; k < L * D; k++) {
+            lay_out_track(run, &lanes[k], a);
+            lanes[k].gates = gates[k % D];
+        }
+        for (int64_t layer = 1; layer < L; layer++) plan->between[layer] = layer & 1 ? odd : even;
+    }
+    if (run->grads) {
+        for (int64_t d = 0; d < D; d++) {
+            void *const carry_h = take(a, c->B, (size_t)w->Pp * size);
+            void *const carry_c = take(a, c->B, (size_t)w->Hp * size);
+            for (int64_t k = d; k < L * D; k += D) lanes[k].carry_h = carry_h, lanes[k].carry_c = carry_c;
+        }
+        for (int i = 0; i < 2; i++) run->mid[i] = L > 2 - i ? take_between(run, a, c->T * c->B) : NULL;
+    }
+    const size_t bytes = w->kernels->scratch_bytes(w, run);
+    for (int i = 0; i < run->size; i++) plan->scratch[i] = take(a, 1, bytes);
+    run->scratch = plan->scratch;
+}
+
+/* Where the layers read and write: the caller's arrays at the ends of the stack, buffers in between. */
+static void connect(frnn_run *run, frnn_plan *plan) {
+    const frnn_weights *w = run->weights;
+    const frnn_call *c = run->call;
+    const int64_t D = w->spec.num_directions, L = w->spec.num_layers, size = w->spec.real_size;
+    const int chunked = !run->taped && D == 1;
+    for (int64_t k = 0; k < L * D; k++) {
+        frnn_lane *const lane = &run->lanes[k];
+        const int64_t layer = k / D, column = k % D * w->P * size;
+        const int top = layer == L - 1;
+        lane->w = &w->tracks[k];
+        lane->y_ld = D * w->P;
+        if (layer == 0) {
+            lane->x = c->x, lane->x_ld = lane->w->I;
+        } else if (reads_tape(run)) {
+            lane->x = (char *)run->lanes[k - 1].h + run->B * w->Pp * size, lane->x_ld = w->Pp, lane->x_packed = 1;
+        } else {
+            lane->x = plan->between[layer], lane->x_ld = D * w->P, lane->x_chunked = chunked;
+        }
+        char *const y = top ? c->y : reads_tape(run) ? NULL : plan->between[layer + 1];
+        lane->y = y ? y + column : NULL;
+        lane->y_chunked = !top && chunked;
+        lane->mask = !top && c->masks ? (const char *)c->masks + layer * c->T * c->B * D * w->P * size + column : NULL;
+        lane->cells = top ? c->cells : NULL;
+        if (run->grads) {
+            const char *const dy = top ? run->grads->dy : run->mid[(layer + 1) & 1];
+            lane->dy = dy ? dy + column : NULL;
+        }
+    }
+}
+
+/* ---- threads --------------------------------------------------------------------------------------------------- */
+
+/* The time of a step's recurrent product with `rows` rows, where a thread reads `bytes` of weights. */
+static double step_ns(const frnn_run *run, double rows, double bytes, double l2) {
+    const double reals = bytes / run->weights->spec.real_size;
+    const double rate = FLOPS_PER_NS * 4 / run->weights->spec.real_size;
+    const double compute = 2 * rows * reals / rate;
+    const double near = bytes * (rows < TILE_HEIGHT ? 1 : rows / TILE_HEIGHT) / L2_BYTES_PER_NS;
+    const double far = bytes > l2 ? bytes / L3_BYTES_PER_NS : 0;
+    return compute > near ? (compute > far ? compute : far) : (near > far ? near : far);
+}
+
+/* How many threads, and what each owns. */
+static void share_work(frnn_run *run, double l2) {
+    const frnn_weights *w = run->weights;
+    const int team = frnn_get_threads();
+    const int64_t D = w->spec.num_directions, L = w->spec.num_layers;
+    run->size = run->groups = 1;
+    if (team == 1 || run->rows == 0) return;
+
+    const double rows = (double)run->rows / (double)(run->T ? run->T : 1); /* of a mean step */
+    const double bytes = (double)(w->h_vecs * w->Hp * w->P) * w->spec.real_size;
+    const double phases = w->spec.proj_size || w->h_vecs == 2 ? 2 : 1;
+    const double per_thread = team / (D == 2 ? 2.0 : 1.0);
+    const double panels = (double)(w->Hp / w->lanes);
+
+    const double alone = step_ns(run, rows, bytes, l2);
+    const double heads = run->B < per_thread ? (double)run->B : per_thread;
+    const double by_rows = step_ns(run, rows / (heads < 1 ? 1 : heads), bytes, l2);
+    const double part = per_thread <= 1 ? 1 : 1 / (panels < per_thread ? panels : per_thread);
+    const double by_panels = step_ns(run, rows, bytes * part, l2) + (per_thread > 1 ? phases * BARRIER_NS : 0);
+
+    const double best = by_rows < by_panels ? by_rows : by_panels;
+    const double weight = run->grads ? 3 : 1; /* what stands beside the recurrent product: inputs, gradients */
+    const double steps = (double)run->T * (double)L, inputs = 1 + (double)w->tracks[0].I / (double)w->P;
+    const double saved = ((double)D * alone - best) * steps * inputs * weight;
+    if (saved < TEAM_NS) return;
+    run->size = team;
+    run->groups = D == 2 ? 2 : 1;
+    run->by_panel = per_thread > 1 && by_panels < by_rows;
+}
+
+/* ---- running ---------------------------------------------------------------------------------------------------- */
+
+static int run_call(frnn_plan *plan, const frnn_call *call, const frnn_grads *grads) {
+    const frnn_weights *w = plan->weights;
+    int code = check_call(w, call);
+    if (code) return code;
+    if (pthread_mutex_trylock(&plan->lock)) {
+        /* Someone else's call is under way, or was when this process was forked: take a workspace for this call. */
+        frnn_plan *own = NULL;
+        code = frnn_plan_new(w, &own);
+        if (!code) code = run_call(own, call, grads);
+        frnn_plan_free(own);
+        return code;
+    }
+    frnn_run run;
+    begin_run(&run, w, call, grads);
+    share_work(&run, plan->l2);
+    arena measure = {0};
+    lay_out_run(&run, plan, &measure);
+    if (measure.failed) {
+        code = FRNN_ERROR_SIZE;
+    } else if (measure.used > plan->bytes) {
+        free(plan->memory);
+        plan->memory = allocate(measure.used);
+        plan->bytes = plan->memory ? measure.used : 0;
+        if (!plan->memory) code = FRNN_ERROR_MEMORY;
+    }
+    if (!code) {
+        arena real = {.base = plan->memory};
+        lay_out_run(&run, plan, &real);
+        connect(&run, plan);
+        frnn_barrier_init(&plan->team, run.size);
+        for (int g = 0; g < run.groups; g++)
+            frnn_barrier_init(&plan->group[g], ((g + 1) * run.size + run.groups - 1) / run.groups - (g * run.size + run.groups - 1) / run.groups);
+        run.team = &plan->team;
+        run.group[0] = &plan->group[0];
+        run.group[1] = &plan->group[1];
+        const frnn_task task = grads ? w->kernels->backward : w->kernels->forward;
+        if (run.size == 1) task(&run, 0, 1);
+        else frnn_team_run(run.size, task, &run);
+    }
+    pthread_mutex_unlock(&plan->lock);
+    return code;
+}
+
+int frnn_forward(frnn_plan *plan, const frnn_call *call) {
+    if (!plan || !call) return FRNN_ERROR_NULL;
+    const frnn_weights *w = plan->weights;
+    if (!w->packed) return FRNN_ERROR_UNPACKED;
+    if (!call->y || !call->hn || (w->spec.kind == FRNN_KIND_LSTM && !call->cn) || (!call->x && w->spec.input_size)) return FRNN_ERROR_NULL;
+    return run_call(plan, call, NULL);
+}
+
+int frnn_step(frnn_plan *plan, frnn_call *call, const void *x, void *y) {
+    if (!call) return FRNN_ERROR_NULL;
+    call->x = x;
+    call->y = y;
+    return frnn_forward(plan, call);
+}
+
+int frnn_backward(frnn_plan *plan, const frnn_call *call, const frnn_grads *grads) {
+    if (!plan || !call || !grads) return FRNN_ERROR_NULL;
+    const frnn_weights *w = plan->weights;
+    if (!w->packed_backward) return FRNN_ERROR_UNPACKED;
+    if (!call->tape || !grads->dh0 || (w->spec.kind == FRNN_KIND_LSTM && !grads->dc0) || !grads->params ||
+        (!call->x && w->spec.input_size))
+        return FRNN_ERROR_NULL;
+    for (int64_t k = 0; k < w->spec.num_layers * w->spec.num_directions; k++) {
+        void *const *p = grads->params + 6 * k;
+        if (!p[0] || !p[1] || (w->spec.proj_size && !p[4]) || (w->spec.peephole == FRNN_PEEPHOLE_DIAGONAL && !p[5])) return FRNN_ERROR_NULL;
+    }
+    return run_call(plan, call, grads);
+}
+
+/* A run that tapes, to measure its tape with. */
+static int taping_run(frnn_run *run, const frnn_weights *w, const frnn_call *call) {
+    const int code = check_call(w, call);
+    if (code) return code;
+    begin_run(run, w, call, NULL);
+    run->taped = 1;
+    return FRNN_OK;
+}
+
+int64_t frnn_tape_bytes(const frnn_weights *w, const frnn_call *call) {
+    if (!w || !call) return -FRNN_ERROR_NULL;
+    frnn_run run;
+    const int code = taping_run(&run, w, call);
+    if (code) return -code;
+    arena tape = {0};
+    lay_out_tape(&run, NULL, NULL, &tape);
+    return tape.failed ? -FRNN_ERROR_SIZE : (int64_t)tape.used;
+}
+
+int frnn_tape_layout(const frnn_weights *w, const frnn_call *call, int64_t k, frnn_tape_view *out) {
+    if (!w || !call || !out) return FRNN_ERROR_NULL;
+    if (k < 0 || k >= w->spec.num_layers * w->spec.num_directions) return FRNN_ERROR_SIZE;
+    frnn_run run;
+    const int code = taping_run(&run, w, call);
+    if (code) return code;
+    arena tape = {.base = (char *)(uintptr_t)ALIGNMENT};
+    frnn_lane lane;
+    for (int64_t i = 0; i <= k; i++) lay_out_track(&run, &lane, &tape);
+    const int64_t size = w->spec.real_size;
+    *out = (frnn_tape_view){
+        .gates = ((char *)lane.gates - tape.base) / size, .gates_ld = w->planes * w->Hp, .plane = w->Hp,
+        .h = ((char *)lane.h - tape.base) / size, .h_ld = w->Pp,
+        .c = lane.c ? ((char *)lane.c - tape.base) / size : 0, .c_ld = w->Hp,
+    };
+    return FRNN_OK;
+}
+
+/* ---- matrices ---------------------------------------------------------------------------------------------------- */
+
+int frnn_multiply(int real_size, const char *isa, int64_t M, int64_t N, int64_t K, const void *a, int64_t a_row,
+                  int64_t a_column, const void *b, int64_t b_row, int64_t b_column, void *c) {
+    const frnn_kernels *kernels = NULL;
+    if (real_size != 4 && real_size != 8) return FRNN_ERROR_SPEC;
+    if (M < 0 || N < 0 || K < 0) return FRNN_ERROR_SIZE;
+    const int code = find_kernels(real_size, isa, &kernels);
+    if (code || M == 0 || N == 0 || K == 0) return code;
+    if (!a || !b || !c) return FRNN_ERROR_NULL;
+    frnn_matrices job = {.M = M, .N = N, .K = K, .a = a, .b = b, .a_row = a_row, .a_column = a_column,
+                         .b_row = b_row, .b_column = b_column, .c = c};
+    const double ns = 2 * (double)M * (double)N * (double)K / (FLOPS_PER_NS * 4 / real_size);
+    const int size = ns < TEAM_NS ? 1 : frnn_get_threads();
+    char *const memory = allocate((size_t)size * kernels->matrix_bytes);
+    if (!memory) return FRNN_ERROR_MEMORY;
+    for (int i = 0; i < size; i++) job.scratch[i] = memory + (size_t)i * kernels->matrix_bytes;
+    frnn_team_run(size, kernels->multiply, &job);
+    free(memory);
+    return FRNN_OK;
+}

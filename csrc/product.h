@@ -1,0 +1,127 @@
+/* The one matrix product: a tile of rows times panels of packed weights, each output a chain of FMAs over k.
+ *
+ * Everything goes through `tile`: projections of the input, recurrent steps, their transposes, weight gradients.
+ * Because an output's terms are added one after the other in the order of k, starting from what `in` holds, its
+ * bits depend neither on the tile it falls in, nor on the other rows, nor on how the chain is cut into calls.
+ * Several outputs at once hide the FMA's latency; at one row these are the gates of several panels.
+ * Next: sequence.h.
+ */
+#ifndef FRNN_PRODUCT_H
+#define FRNN_PRODUCT_H
+
+#include "simd.h"
+
+/* Rows of a tile's start or end: vector v of panel q of row m stands at row[m] + at + v * plane + q * LANES. */
+typedef struct edge {
+    real *const *row;
+    int64_t at, plane;
+} edge;
+
+/* out[m][q][v] = in[m][q][v] + sum_k a[m][k * step] w[q][k][v], with panel q at w + q * panel. */
+INLINE void tile(const int rows, const int panels, const int vecs, const int64_t step, const real *const *a, int64_t K,
+                 const real *w, int64_t panel, edge in, edge out) {
+    vec sum[32];
+    const real *row[8];
+    UNROLL for (int m = 0; m < rows; m++) {
+        row[m] = a[m];
+        UNROLL for (int q = 0; q < panels; q++)
+            UNROLL for (int v = 0; v < vecs; v++)
+                sum[(m * panels + q) * vecs + v] = v_load(in.row[m] + in.at + v * in.plane + q * LANES);
+    }
+    for (int64_t k = 0; k < K; k++, w += vecs * LANES) {
+        vec f[16];
+        UNROLL for (int q = 0; q < panels; q++)
+            UNROLL for (int v = 0; v < vecs; v++) f[q * vecs + v] = v_load(w + q * panel + v * LANES);
+        UNROLL for (int m = 0; m < rows; m++) {
+            const vec b = v_set1(row[m][k * step]);
+            UNROLL for (int j = 0; j < panels * vecs; j++)
+                sum[m * panels * vecs + j] = v_fma(b, f[j], sum[m * panels * vecs + j]);
+        }
+    }
+    UNROLL for (int m = 0; m < rows; m++)
+        UNROLL for (int q = 0; q < panels; q++)
+            UNROLL for (int v = 0; v < vecs; v++)
+                v_store(out.row[m] + out.at + v * out.plane + q * LANES, sum[(m * panels + q) * vecs + v]);
+}
+
+typedef void (*tile_fn)(const real *const *a, int64_t K, const real *w, int64_t panel, edge in, edge out);
+
+/* One function for each number of rows; those whose sums would not fit the registers are empty, and never asked for. */
+#define TILE(name, rows, panels, vecs, step)                                                                   \
+    static void name##_##rows(const real *const *a, int64_t K, const real *w, int64_t panel, edge in, edge out) { \
+        if ((rows) * (panels) * (vecs) <= ACCUMULATORS || (rows) == 1)                                         \
+            tile(rows, panels, vecs, step, a, K, w, panel, in, out);                                           \
+    }
+#define TILES(name, panels, vecs, step)                                                                        \
+    TILE(name, 1, panels, vecs, step) TILE(name, 2, panels, vecs, step) TILE(name, 3, panels, vecs, step)      \
+    TILE(name, 4, panels, vecs, step) TILE(name, 5, panels, vecs, step) TILE(name, 6, panels, vecs, step)      \
+    TILE(name, 7, panels, vecs, step) TILE(name, 8, panels, vecs, step)                                        \
+    static const tile_fn name[9] = {0, name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8};
+
+TILES(tile_1x4, 1, 4, 1)
+TILES(tile_1x3, 1, 3, 1)
+TILES(tile_1x2, 1, 2, 1)
+TILES(tile_1x1, 1, 1, 1)
+TILES(tile_4x1, 4, 1, 1)
+TILES(grad_1x1, 1, 1, LANES)
+TILES(grad_4x1, 4, 1, LANES)
+TILE(tile_2x4, 1, 2, 4, 1)
+TILE(tile_4x4, 1, 4, 4, 1)
+TILE(tile_4x3, 1, 4, 3, 1)
+TILE(tile_4x2, 1, 4, 2, 1)
+
+/* A shape of tile: how many panels at once, the most rows, and the functions for each number of rows. */
+typedef struct shape {
+    int panels, most;
+    const tile_fn *fn;
+} shape;
+
+#define MOST_ROWS(vectors) (ACCUMULATORS / (vectors) < 8 ? ACCUMULATORS / (vectors) : 8)
+
+/* The shape for `rows` rows and `panels` panels of `vecs` vectors. */
+INLINE shape shape_of(int vecs, int64_t rows, int64_t panels) {
+    static const tile_fn one_2x4[2] = {0, tile_2x4_1}, one_4x4[2] = {0, tile_4x4_1};
+    static const tile_fn one_4x3[2] = {0, tile_4x3_1}, one_4x2[2] = {0, tile_4x2_1};
+    if (vecs == 1) return panels >= 4 ? (shape){4, MOST_ROWS(4), tile_4x1} : (shape){1, MOST_ROWS(1), tile_1x1};
+    if (rows == 1 && panels >= 4) {
+        if (vecs == 4 && ACCUMULATORS >= 16) return (shape){4, 1, one_4x4};
+        if (vecs == 3) return (shape){4, 1, one_4x3};
+        if (vecs == 2) return (shape){4, 1, one_4x2};
+    }
+    if (rows == 1 && panels >= 2 && vecs == 4) return (shape){2, 1, one_2x4};
+    return (shape){1, MOST_ROWS(vecs), vecs == 4 ? tile_1x4 : vecs == 3 ? tile_1x3 : tile_1x2};
+}
+
+/* The rows of the next tile: `left` rows go into the fewest tiles, of nearly the same height. */
+INLINE int tile_rows(int64_t left, int most) {
+    const int64_t tiles = (left + most - 1) / most;
+    return (int)((left + tiles - 1) / tiles);
+}
+
+/* Packing of panels [p0, p1): dst gets [columns / LANES][K][vecs][LANES] of src[v][column * ld + k], zero past the last
+ * column. A transpose, by squares of a cache line's width so that no line is fetched twice. */
+INLINE void pack_panels(real *dst, const real *const *src, int vecs, int64_t K, int64_t columns, int64_t ld, int64_t p0, int64_t p1) {
+    for (int64_t p = p0; p < p1; p++)
+        for (int64_t k0 = 0; k0 < K; k0 += LANES)
+            for (int v = 0; v < vecs; v++)
+                for (int j = 0; j < LANES; j++) {
+                    real *to = dst + ((p * K + k0) * vecs + v) * LANES + j;
+                    const int64_t column = p * LANES + j, depth = K - k0 < LANES ? K - k0 : LANES;
+                    const real *from = src[v] + column * ld + k0;
+                    for (int64_t k = 0; k < depth; k++) to[k * vecs * LANES] = column < columns ? from[k] : 0;
+                }
+}
+
+/* Packing of panels [p0, p1) of a transpose: dst gets [columns / LANES][vecs][Kp][LANES] of src[v][k * ld + column], zero
+ * past the last column and for k from K to Kp. */
+INLINE void pack_transposed(real *dst, const real *const *src, int vecs, int64_t K, int64_t Kp, int64_t columns, int64_t ld,
+                            int64_t p0, int64_t p1) {
+    dst += p0 * vecs * Kp * LANES;
+    for (int64_t u = p0 * LANES; u < p1 * LANES; u += LANES) {
+        const int n = columns - u < LANES ? (int)(columns - u) : LANES;
+        for (int v = 0; v < vecs; v++)
+            for (int64_t k = 0; k < Kp; k++, dst += LANES) v_store(dst, k < K ? v_load_n(src[v] + k * ld + u, n) : v_zero());
+    }
+}
+
+#endif

@@ -1,0 +1,124 @@
+/* Where things stand: steps, rows and planes of a run, and how threads share them.
+ *
+ * No arithmetic on numbers here, only on addresses. A row that a thread owns it owns for all steps; panels of
+ * units likewise. Next: rnn.h, lstm.h, gru.h, then kernels.h which walks the steps.
+ */
+#ifndef FRNN_SEQUENCE_H
+#define FRNN_SEQUENCE_H
+
+#include "core.h"
+#include "product.h"
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* How many rows take step s, and the packed number of the first of them. */
+INLINE int64_t active(const frnn_run *run, int64_t s) { return run->active ? run->active[s] : s < run->T ? run->B : 0; }
+INLINE int64_t first(const frnn_run *run, int64_t s) { return run->first ? run->first[s] : s * run->B; }
+
+/* The row of the caller's [T, B] arrays that sorted row r reads and writes at step s. */
+INLINE int64_t outer_row(const frnn_run *run, int reverse, int64_t s, int64_t r) {
+    if (!run->perm) return (reverse ? run->T - 1 - s : s) * run->B + r;
+    return (reverse ? run->length[r] - 1 - s : s) * run->B + run->perm[r];
+}
+INLINE int64_t outer_batch(const frnn_run *run, int64_t r) { return run->perm ? run->perm[r] : r; }
+INLINE int64_t steps_of(const frnn_run *run, int64_t r) { return run->length ? run->length[r] : run->T; }
+
+/* A thread's part: rows [r0, r1) of the batch, and of a number of panels those that share_panels says. */
+typedef struct share {
+    int rank, size; /* within the group that runs a track */
+    int by_panel;
+    int64_t r0, r1;
+    frnn_barrier *barrier;
+} share;
+
+INLINE void share_panels(const share *me, int64_t panels, int64_t *p0, int64_t *p1) {
+    *p0 = me->by_panel ? panels * me->rank / me->size : 0;
+    *p1 = me->by_panel ? panels * (me->rank + 1) / me->size : panels;
+}
+
+/* The rows that hold 1/size of all steps each. */
+static int64_t share_edge(const frnn_run *run, int rank, int size) {
+    if (!run->length) return run->B * rank / size;
+    const int64_t goal = run->rows * rank / size;
+    int64_t r = 0;
+    for (int64_t sum = 0; r < run->B && sum + run->length[r] / 2 < goal; r++) sum += run->length[r];
+    return rank == size ? run->B : r;
+}
+
+INLINE void share_wait(const share *me) {
+    if (me->by_panel) frnn_barrier_wait(me->barrier);
+}
+
+/* A vector of units in a row of n reals: how many lanes are real. */
+INLINE int lanes_left(int64_t n, int64_t u) { return n - u < LANES ? (int)(n - u) : LANES; }
+
+/* A thread's scratch memory: row pointers of a chunk, a tile's outcome, and operands packed for weight gradients. */
+enum { GRAD_ROWS = 256, GRAD_COLUMNS = 512, TILE_VECS = 32 };
+typedef struct scratch {
+    real *z;            /* [TILE_VECS * LANES] */
+    real *left, *right; /* [GRAD_ROWS, LANES], [GRAD_COLUMNS / LANES, GRAD_ROWS, LANES] */
+    const real **from;  /* [most rows] */
+    real **to;
+} scratch;
+
+/* Everything a cell's pointwise functions need at one step of a track. */
+typedef struct step {
+    const frnn_run *run;
+    const frnn_weights *w;
+    const frnn_lane *lane;
+    int64_t s, k; /* step; track number */
+    int reverse;
+    int keep;    /* whether the gates are wanted afterwards */
+    int64_t ld;  /* of a gates row */
+    real *gates; /* the gates rows of this step; the others likewise */
+    real *h_in, *h_out, *c_in, *c_out, *m, *dh;
+} step;
+
+/* Row r of a sequence of states at step s: index 0 is the initial one. */
+INLINE real *state_row(const frnn_run *run, void *base, int64_t ld, int64_t s) {
+    if (!base) return NULL;
+    if (!run->taped) return (real *)base + (s & 1) * run->B * ld;
+    return (real *)base + (s ? run->B + first(run, s - 1) : 0) * ld;
+}
+
+INLINE step step_at(const frnn_run *run, int64_t k, int64_t s) {
+    const frnn_weights *w = run->weights;
+    const frnn_lane *lane = &run->lanes[k];
+    const int64_t n = first(run, s), from = run->taped ? 0 : first(run, s / run->chunk * run->chunk);
+    const int64_t ld = w->planes * w->Hp;
+    return (step){
+        .run = run, .w = w, .lane = lane, .s = s, .k = k, .reverse = (int)(k % w->spec.num_directions),
+        .keep = run->taped, .ld = ld,
+        .gates = (real *)lane->gates + (n - from) * ld,
+        .h_in = state_row(run, lane->h, w->Pp, s), .h_out = state_row(run, lane->h, w->Pp, s + 1),
+        .c_in = state_row(run, lane->c, w->Hp, s), .c_out = state_row(run, lane->c, w->Hp, s + 1),
+        .m = lane->m ? (real *)lane->m + (run->taped ? n : 0) * w->Hp : NULL,
+        .dh = lane->dh ? (real *)lane->dh + n * w->Pp : NULL,
+    };
+}
+
+/* The step that row 0 of a buffer between layers stands for: such a buffer may hold one chunk only. */
+INLINE int64_t origin(const frnn_run *run, int chunked, int64_t s) { return chunked ? s / run->chunk * run->chunk : 0; }
+
+/* Write units [u, u + LANES) of an output h of row r, as the layer above or the caller wants it. */
+INLINE void put_output(const step *k, int64_t r, int64_t u, vec h) {
+    if (!k->lane->y) return;
+    const int64_t row = outer_row(k->run, k->reverse, k->s, r), ld = k->lane->y_ld;
+    const int n = lanes_left(k->w->P, u);
+    if (k->lane->mask) h *= v_load_n((const real *)k->lane->mask + row * ld + u, n);
+    v_store_n((real *)k->lane->y + (row - origin(k->run, k->lane->y_chunked, k->s) * k->run->B) * ld + u, h, n);
+}
+
+/* dL/dh of row r as the caller or the layer above gives it. */
+INLINE vec get_output_grad(const step *k, int64_t r, int64_t u) {
+    if (!k->lane->dy) return v_zero();
+    const int64_t at = outer_row(k->run, k->reverse, k->s, r) * k->lane->y_ld + u;
+    const int n = lanes_left(k->w->P, u);
+    const vec dy = v_load_n((const real *)k->lane->dy + at, n);
+    return k->lane->mask ? dy * v_load_n((const real *)k->lane->mask + at, n) : dy;
+}
+
+/* Zero in the padding lanes of a gradient, so that what garbage they hold never meets a product. */
+INLINE vec mask_units(vec a, int n) { return n == LANES ? a : (vec)((bits)a & v_first(n)); }
+
+#endif

@@ -1,0 +1,142 @@
+/* The vector vocabulary: one set of names for every instruction set and both types.
+ *
+ * A kernel body is written once on `real`, `vec`, LANES and the v_ functions below, and compiled for each
+ * instruction set by a file of a few lines (avx2.c, ...), which defines FRNN_ISA_*, and FRNN_DOUBLE for
+ * float64. Arithmetic is the compiler's own on vector types (a * b + c rounds twice: only v_fma fuses, the
+ * build says -ffp-contract=off). Nothing here knows of networks. Next: activation.h, product.h.
+ */
+#ifndef FRNN_SIMD_H
+#define FRNN_SIMD_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+
+#ifdef FRNN_DOUBLE
+typedef double real;
+typedef int64_t bits_t;
+#define PER_TYPE(f32, f64) f64
+#else
+typedef float real;
+typedef int32_t bits_t;
+#define PER_TYPE(f32, f64) f32
+#endif
+
+/* ACCUMULATORS: how many vector registers a product may sum in, leaving room for its operands. */
+#if defined(FRNN_ISA_AVX512)
+#include <immintrin.h>
+#define FRNN_ISA_NAME "avx512"
+#define VEC_BYTES 64
+#define ACCUMULATORS 24
+#define V_OP(op) PER_TYPE(_mm512_##op##_ps, _mm512_##op##_pd)
+#elif defined(FRNN_ISA_AVX2)
+#include <immintrin.h>
+#define FRNN_ISA_NAME "avx2"
+#define VEC_BYTES 32
+#define ACCUMULATORS 12
+#define V_OP(op) PER_TYPE(_mm256_##op##_ps, _mm256_##op##_pd)
+#elif defined(FRNN_ISA_NEON)
+#include <arm_neon.h>
+#define FRNN_ISA_NAME "neon"
+#define VEC_BYTES 16
+#define ACCUMULATORS 24
+#define V_OP(op) PER_TYPE(v##op##q_f32, v##op##q_f64)
+#else
+#define FRNN_ISA_NAME "generic"
+#define VEC_BYTES 16
+#define ACCUMULATORS 12
+#endif
+
+#define LANES ((int)(VEC_BYTES / sizeof(real)))
+
+typedef real vec __attribute__((vector_size(VEC_BYTES)));
+typedef bits_t bits __attribute__((vector_size(VEC_BYTES)));
+typedef vec vec_unaligned __attribute__((aligned(sizeof(real)), may_alias));
+
+INLINE vec v_load(const real *p) { return *(const vec_unaligned *)p; }
+INLINE void v_store(real *p, vec a) { *(vec_unaligned *)p = a; }
+
+/* The first n lanes only, 0 <= n <= LANES; the others load as zero. */
+INLINE vec v_load_n(const real *p, int n) {
+    if (n == LANES) return v_load(p);
+    vec a = {0};
+    memcpy(&a, p, (size_t)n * sizeof(real));
+    return a;
+}
+INLINE void v_store_n(real *p, vec a, int n) {
+    if (n == LANES) v_store(p, a);
+    else memcpy(p, &a, (size_t)n * sizeof(real));
+}
+
+/* a * b + c and c - a * b, rounded once wherever the machine can; min and max that return b where it is NaN. */
+#if defined(FRNN_ISA_AVX512) || defined(FRNN_ISA_AVX2)
+INLINE vec v_set1(real a) { return V_OP(set1)(a); }
+INLINE vec v_fma(vec a, vec b, vec c) { return V_OP(fmadd)(a, b, c); }
+INLINE vec v_fnma(vec a, vec b, vec c) { return V_OP(fnmadd)(a, b, c); }
+INLINE vec v_min(vec a, vec b) { return V_OP(min)(a, b); }
+INLINE vec v_max(vec a, vec b) { return V_OP(max)(a, b); }
+#elif defined(FRNN_ISA_NEON)
+INLINE vec v_set1(real a) { return PER_TYPE(vdupq_n_f32, vdupq_n_f64)(a); }
+INLINE vec v_fma(vec a, vec b, vec c) { return V_OP(fma)(c, a, b); }
+INLINE vec v_fnma(vec a, vec b, vec c) { return V_OP(fms)(c, a, b); }
+INLINE vec v_min(vec a, vec b) { return V_OP(min)(a, b); }
+INLINE vec v_max(vec a, vec b) { return V_OP(max)(a, b); }
+#else
+INLINE vec v_set1(real a) { return a - (vec){0}; }
+INLINE vec v_fma(vec a, vec b, vec c) { return a * b + c; }
+INLINE vec v_fnma(vec a, vec b, vec c) { return c - a * b; }
+INLINE vec v_pick(bits mask, vec a, vec b) { return (vec)(((bits)a & mask) | ((bits)b & ~mask)); }
+INLINE vec v_min(vec a, vec b) { return v_pick(a < b, a, b); }
+INLINE vec v_max(vec a, vec b) { return v_pick(a > b, a, b); }
+#endif
+
+INLINE vec v_zero(void) { return (vec){0}; }
+
+/* a where the mask's lanes are all ones, b where they are zero. */
+INLINE vec v_select(bits mask, vec a, vec b) { return (vec)(((bits)a & mask) | ((bits)b & ~mask)); }
+INLINE vec v_abs(vec a) {
+    const bits_t sign = (bits_t)PER_TYPE(0x7fffffff, 0x7fffffffffffffff);
+    return (vec)((bits)a & (sign - (bits){0}));
+}
+
+/* All ones in the first n lanes. */
+INLINE bits v_first(int n) {
+    bits mask = {0};
+    for (int i = 0; i < LANES; i++) mask[i] = i < n ? -1 : 0;
+    return mask;
+}
+
+/* Subnormal numbers make some steps twenty times slower and mean nothing here: flush them to zero
+ * while a kernel runs. v_flush_on returns what v_flush_restore needs. */
+#if defined(__x86_64__) || defined(__i386__)
+#include <xmmintrin.h>
+INLINE uint64_t v_flush_on(void) {
+    const unsigned before = _mm_getcsr();
+    _mm_setcsr(before | 0x8040); /* FTZ, DAZ */
+    return before;
+}
+INLINE void v_flush_restore(uint64_t before) {
+    /* Keep the exception flags as they were: the kernels' own underflows are nobody's business. */
+    _mm_setcsr((unsigned)before);
+}
+#elif defined(__aarch64__)
+INLINE uint64_t v_flush_on(void) {
+    uint64_t before;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+    __asm__ volatile("msr fpcr, %0" : : "r"(before | (1ull << 24)));
+    return before;
+}
+INLINE void v_flush_restore(uint64_t before) { __asm__ volatile("msr fpcr, %0" : : "r"(before)); }
+#else
+INLINE uint64_t v_flush_on(void) { return 0; }
+INLINE void v_flush_restore(uint64_t before) { (void)before; }
+#endif
+
+#endif

@@ -1,0 +1,396 @@
+/* The team of threads, on C11 atomics and, to sleep, a futex (Linux) or a condition variable (elsewhere).
+ *
+ * All waiting is one thing: a *word* holds an even number, waiters wait until it changes, and whoever changes it
+ * wakes them only if one has marked it as slept on, in its lowest bit. The barrier's phase, a worker's next job and
+ * the end of a job are such words. Not here: priorities, work stealing, pinning. Next: cpu.c, or who uses the team,
+ * plan.c.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* sched_getcpu, sched_setaffinity */
+#endif
+#include "threads.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stddef.h>
+#include <time.h>
+
+#include "cpu.h"
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+#if defined(__linux__) && !defined(FRNN_NO_FUTEX)
+#include <limits.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#define FUTEX 1
+#endif
+
+typedef _Atomic uint32_t word;
+
+enum { ASLEEP = 1, NEXT = 2 }; /* the mark; the distance from a word's number to its next */
+
+/* The longest spin is twice what it costs to put a thread to sleep and wake it (measured: 25 us in a virtual machine).
+ * With less than that, two threads that take turns at a barrier can go on waking each other for ever: each is asleep
+ * by the time that the other has got up. */
+enum {
+    SPIN_NS = 50000,      /* the longest spin */
+    SHORT_SPIN_NS = 1250, /* and what is left of it after PATIENCE spins in vain, */
+    PATIENCE = 4,
+    RETRY = 16,           /* but for every so many-th, in case times have changed */
+    BURST = 16,           /* looks at the word between looks at the clock */
+    STACK_BYTES = 1 << 20
+};
+
+/* ------------------------------------------------------------------------------------------------ sleep and wake */
+
+#ifdef FUTEX
+
+static void sleep_while(word *w, uint32_t value)
+{
+    syscall(SYS_futex, w, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
+}
+
+static void wake_all(word *w)
+{
+    syscall(SYS_futex, w, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+static void forget_sleepers(void) {}
+
+#else
+
+enum { BEDS = 64 };
+
+static struct bed {
+    pthread_mutex_t mutex;
+    pthread_cond_t bell;
+} beds[BEDS] = {[0 ... BEDS - 1] = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER}};
+
+static struct bed *bed_of(word *w)
+{
+    return &beds[(uintptr_t)w / FRNN_CACHE_LINE % BEDS];
+}
+
+static void sleep_while(word *w, uint32_t value)
+{
+    struct bed *bed = bed_of(w);
+    pthread_mutex_lock(&bed->mutex);
+    while (atomic_load_explicit(w, memory_order_relaxed) == value)
+        pthread_cond_wait(&bed->bell, &bed->mutex);
+    pthread_mutex_unlock(&bed->mutex);
+}
+
+static void wake_all(word *w)
+{
+    struct bed *bed = bed_of(w);
+    pthread_mutex_lock(&bed->mutex);
+    pthread_cond_broadcast(&bed->bell);
+    pthread_mutex_unlock(&bed->mutex);
+}
+
+static void forget_sleepers(void)
+{
+    for (int i = 0; i < BEDS; i++) {
+        pthread_mutex_init(&beds[i].mutex, NULL);
+        pthread_cond_init(&beds[i].bell, NULL);
+    }
+}
+
+#endif
+
+/* --------------------------------------------------------------------------------------------------------- places */
+
+/* Schedulers like to put the thread that is woken where the thread is that wakes it, and threads that take turns at
+ * sleeping stay there, beside an idle core, since no two of them ever want to run at once. So those that wake others
+ * note their place, and those that were woken leave it. */
+
+static _Thread_local int own_rank; /* 0 for all but the team's own threads */
+
+#if defined(__linux__)
+
+static _Alignas(FRNN_CACHE_LINE) _Atomic int place[FRNN_MAX_THREADS]; /* [rank] processor last seen on */
+
+static int place_of(int rank)
+{
+    return atomic_load_explicit(&place[rank], memory_order_relaxed);
+}
+
+static void note_place(void)
+{
+    atomic_store_explicit(&place[own_rank], sched_getcpu(), memory_order_relaxed);
+}
+
+/* Leave a processor that one of a lower rank is on, for any that none of them is on. */
+static void step_aside(void)
+{
+    note_place();
+    int shared = 0;
+    for (int rank = 0; rank < own_rank; rank++)
+        shared |= place_of(rank) == place_of(own_rank);
+    cpu_set_t allowed, vacant;
+    if (!shared || sched_getaffinity(0, sizeof allowed, &allowed) != 0)
+        return;
+    vacant = allowed;
+    for (int rank = 0; rank < own_rank; rank++)
+        CPU_CLR(place_of(rank), &vacant);
+    if (CPU_COUNT(&vacant) == 0 || sched_setaffinity(0, sizeof vacant, &vacant) != 0)
+        return;
+    sched_setaffinity(0, sizeof allowed, &allowed); /* it has moved; where it goes from here is the scheduler's */
+    note_place();
+}
+
+#else
+
+static void note_place(void) {}
+
+static void step_aside(void) {}
+
+#endif
+
+/* ---------------------------------------------------------------------------------------------------------- words */
+
+static int64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb" ::: "memory");
+#else
+    __asm__ volatile("" ::: "memory");
+#endif
+}
+
+static uint32_t read_word(word *w)
+{
+    return atomic_load_explicit(w, memory_order_acquire) & ~(uint32_t)ASLEEP;
+}
+
+/* Whether the word moved on from `old` within that time. The clock bounds the spin, not the number of looks: a
+ * thread that lost its core meanwhile gives up as soon as it has it back. */
+static int spin(word *w, uint32_t old, int64_t ns)
+{
+    for (int64_t end = 0;;) {
+        for (int i = 0; i < BURST; i++) {
+            if (read_word(w) != old)
+                return 1;
+            relax();
+        }
+        int64_t now = now_ns();
+        if (end == 0)
+            end = now + ns;
+        else if (now >= end)
+            return 0;
+    }
+}
+
+/* Wait until the word moves on from `old`. vain counts the spins in vain since the last that was not: where cores are
+ * short, the thread waited for may need the very core that the spinning takes. */
+static void await(word *w, uint32_t old, _Atomic unsigned *vain)
+{
+    unsigned before = atomic_load_explicit(vain, memory_order_relaxed);
+    if (spin(w, old, before < PATIENCE || before % RETRY == 0 ? SPIN_NS : SHORT_SPIN_NS)) {
+        if (before != 0)
+            atomic_store_explicit(vain, 0, memory_order_relaxed);
+        return;
+    }
+    atomic_store_explicit(vain, before + 1, memory_order_relaxed);
+    while (read_word(w) == old) {
+        uint32_t value = old;
+        if (atomic_compare_exchange_strong_explicit(w, &value, old | ASLEEP, memory_order_relaxed,
+                                                    memory_order_relaxed) ||
+            value == (old | ASLEEP))
+            sleep_while(w, old | ASLEEP);
+    }
+    step_aside();
+}
+
+static void move_word(word *w, uint32_t value)
+{
+    if (atomic_exchange_explicit(w, value, memory_order_acq_rel) & ASLEEP) {
+        note_place();
+        wake_all(w);
+    }
+}
+
+/* -------------------------------------------------------------------------------------------------------- barrier */
+
+static _Alignas(FRNN_CACHE_LINE) _Atomic unsigned vain; /* of all waits within a job */
+
+void frnn_barrier_init(frnn_barrier *barrier, int size)
+{
+    atomic_init(&barrier->arrived, 0);
+    atomic_init(&barrier->phase, 0);
+    barrier->size = size;
+}
+
+void frnn_barrier_wait(frnn_barrier *barrier)
+{
+    if (barrier->size == 1)
+        return;
+    /* The phase cannot move before this thread has arrived, so to read it first is safe. */
+    uint32_t phase = read_word(&barrier->phase);
+    uint32_t before = atomic_fetch_add_explicit(&barrier->arrived, 1, memory_order_acq_rel);
+    if (before + 1 < (uint32_t)barrier->size) {
+        await(&barrier->phase, phase, &vain);
+    } else {
+        atomic_store_explicit(&barrier->arrived, 0, memory_order_relaxed); /* the phase publishes it */
+        move_word(&barrier->phase, phase + NEXT);
+    }
+}
+
+/* ----------------------------------------------------------------------------------------------------------- team */
+
+/* A worker's letter box. The job is written first, then the word moves. */
+typedef struct slot {
+    _Alignas(FRNN_CACHE_LINE) word job;
+    int rank, size;
+    frnn_task task;
+    void *arg;
+} slot;
+
+static struct {
+    atomic_flag busy; /* whoever sets it is the caller, and owns all that follows */
+    int workers;      /* threads there are */
+    slot slots[FRNN_MAX_THREADS]; /* [rank]; the caller's is not used */
+    _Alignas(FRNN_CACHE_LINE) _Atomic int running; /* workers still in the job */
+    word done;                                     /* moves when there are none */
+} team = {.busy = ATOMIC_FLAG_INIT};
+
+/* Hand the job on to the ranks that follow this one in a binomial tree: rank + 2^k for every 2^k above rank. Waking
+ * a sleeper costs microseconds, so no thread does it for all. */
+static void hand_on(int rank, int size, frnn_task task, void *arg)
+{
+    int step = 1;
+    while (step <= rank)
+        step *= 2;
+    for (; rank + step < size; step *= 2) {
+        slot *next = &team.slots[rank + step];
+        next->size = size;
+        next->task = task;
+        next->arg = arg;
+        move_word(&next->job, read_word(&next->job) + NEXT);
+    }
+}
+
+static void *work(void *arg)
+{
+    slot *own = arg;
+    own_rank = own->rank;
+    _Atomic unsigned idle_in_vain = 0;
+    for (uint32_t seen = 0;;) {
+        await(&own->job, seen, &idle_in_vain);
+        seen = read_word(&own->job); /* now: there may be a next job as soon as this one is done */
+        hand_on(own->rank, own->size, own->task, own->arg);
+        own->task(own->arg, own->rank, own->size);
+        if (atomic_fetch_sub_explicit(&team.running, 1, memory_order_acq_rel) == 1)
+            move_word(&team.done, read_word(&team.done) + NEXT);
+    }
+    return NULL;
+}
+
+/* A forked child has the calling thread alone, whatever the others were doing. */
+static void start_afresh(void)
+{
+    for (int rank = 1; rank < FRNN_MAX_THREADS; rank++)
+        atomic_init(&team.slots[rank].job, 0);
+    atomic_init(&team.done, 0);
+    team.workers = 0;
+    forget_sleepers();
+    atomic_flag_clear_explicit(&team.busy, memory_order_release);
+}
+
+static void watch_forks(void)
+{
+    pthread_atfork(NULL, NULL, start_afresh);
+}
+
+/* Create workers until there are so many, or as many as can be. They take no signals: those belong to the threads
+ * of the program, Python's handlers to its main one. */
+static void hire(int workers)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, watch_forks);
+
+    pthread_attr_t attributes;
+    if (pthread_attr_init(&attributes) != 0)
+        return;
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, STACK_BYTES);
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    while (team.workers < workers) {
+        slot *next = &team.slots[team.workers + 1];
+        next->rank = team.workers + 1;
+        pthread_t thread;
+        if (pthread_create(&thread, &attributes, work, next) != 0)
+            break;
+        team.workers++;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+}
+
+int frnn_team_run(int size, frnn_task task, void *arg)
+{
+    if (size > FRNN_MAX_THREADS)
+        size = FRNN_MAX_THREADS;
+    if (size <= 1 || atomic_flag_test_and_set_explicit(&team.busy, memory_order_acquire)) {
+        task(arg, 0, 1);
+        return 1;
+    }
+    if (team.workers < size - 1)
+        hire(size - 1);
+    if (team.workers < size - 1)
+        size = team.workers + 1;
+
+    uint32_t done = read_word(&team.done);
+    atomic_store_explicit(&team.running, size - 1, memory_order_relaxed);
+    hand_on(0, size, task, arg);
+    task(arg, 0, size);
+    if (size > 1)
+        await(&team.done, done, &vain);
+    atomic_flag_clear_explicit(&team.busy, memory_order_release);
+    return size;
+}
+
+/* ----------------------------------------------------------------------------------------------------------- size */
+
+static _Atomic int threads; /* 0: nobody has said, so as many as make sense */
+
+int frnn_team_limit(void)
+{
+    static _Atomic int limit;
+    int n = atomic_load_explicit(&limit, memory_order_relaxed);
+    if (n == 0) {
+        n = frnn_cpu_count("");
+        if (n > FRNN_MAX_THREADS)
+            n = FRNN_MAX_THREADS;
+        atomic_store_explicit(&limit, n, memory_order_relaxed);
+    }
+    return n;
+}
+
+int frnn_set_threads(int n)
+{
+    int limit = frnn_team_limit();
+    n = n < 1 ? 1 : n > limit ? limit : n;
+    atomic_store_explicit(&threads, n, memory_order_relaxed);
+    return n;
+}
+
+int frnn_get_threads(void)
+{
+    int n = atomic_load_explicit(&threads, memory_order_relaxed);
+    return n ? n : frnn_team_limit();
+}

@@ -1,0 +1,159 @@
+"""The contract of a backend, and the registry that picks one.
+
+Every backend is a module with these names, and the three of them are interchangeable:
+
+    missing() -> str | None            why it cannot run on this machine, or None
+    unsupported(cell) -> str | None    why it cannot run this cell, or None
+    describe() -> dict                 what `fastrnn.show_config()` prints of it
+    forward(cell, params, x, state, lengths, train, *, masks=None, cells=None) -> y, state, tape
+    backward(tape, dy, dstate, dparams=None)                                   -> dx, dstate0, dparams
+
+    cell     Cell
+    params   mapping of torch's names to arrays (`Stack.shapes`). Where it has a `version`, what a backend
+             prepared from it is kept in `params.cache` under the backend's name until the version moves.
+    x        [T, B, I]
+    state    None for zeros, or h [L*D, B, P]; for an LSTM the pair (h, c [L*D, B, H])
+    lengths  None, or [B] int64, 0 <= lengths[b] <= T, in any order. Past a row's length y is zero; its final
+             state is the one after its last step; the reverse direction starts at its own end.
+    train    whether to keep what backward needs; without it tape is None
+    masks    None, or [L-1, T, B, D*P]: what the output of each layer but the last is multiplied by
+             (dropout, already scaled)
+    cells    None, or [T, B, D*H] to be filled with c at every step of the last layer (LSTM; zero past the end)
+    y        [T, B, D*P]
+    dy       None for zeros, or as y;  dstate  None for zeros, or as state
+    dparams  None for new ones, or a mapping of arrays that the gradients are added to
+
+All arrays are C-contiguous, native-endian and of one dtype, float32 or float64; `layers` sees to that, so a
+backend checks nothing but its own limits. Inputs are never written to. backward may be called once per tape:
+it may reuse the tape's memory.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..cell import Cell
+from ..errors import BackendError, FastrnnWarning, OptionError
+
+__all__ = ["LayerTape", "add_product", "backends", "choose", "use_backend"]
+
+# In order of preference: name, module.
+REGISTRY = {"c": "native", "numba": "jit", "numpy": "reference"}
+
+
+@dataclass(eq=False)
+class LayerTape:
+    """What one layer and direction kept, in the order its steps ran (the reverse one from each row's end).
+
+    Where a row has ended, its states repeat and its gates are of no meaning.
+    """
+
+    x: np.ndarray  # [T, B, I] input
+    h: np.ndarray  # [T+1, B, P] hidden state, h[0] the initial one
+    c: np.ndarray | None  # [T+1, B, H] cell state (LSTM)
+    gates: np.ndarray  # [T, B, G, H] activated gates, in the order of cell.gates
+    hn: np.ndarray | None  # [T, B, H] W_hn h + b_hn (GRU that resets after the product)
+
+
+_loaded: dict[str, ModuleType] = {}
+_forced: str | None = None
+_announced: set[tuple[str, str]] = set()
+
+
+def load(name: str) -> ModuleType:
+    """The backend's module; OptionError for a name that does not exist."""
+    if name not in _loaded:
+        if name not in REGISTRY:
+            raise OptionError(f"unknown backend {name!r}; there are {', '.join(map(repr, REGISTRY))}")
+        _loaded[name] = importlib.import_module("." + REGISTRY[name], __name__)
+    return _loaded[name]
+
+
+def backends() -> list[str]:
+    """The names of the backends that work on this machine, the preferred first."""
+    return [name for name in REGISTRY if load(name).missing() is None]
+
+
+def use_backend(name: str | None) -> Any:
+    """Force a backend for every call that names none; None gives the choice back.
+
+    Also a context manager, which restores what was in force before:
+    `with fastrnn.use_backend("numpy"): ...`. Raises OptionError for a name that does not exist and
+    BackendError for one that cannot run here.
+    """
+    global _forced
+    if name is not None:
+        _working(name)
+    before, _forced = _forced, name
+    return _restore(before)
+
+
+@contextmanager
+def _restore(before: str | None) -> Iterator[None]:
+    global _forced
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def forced() -> str | None:
+    """The backend in force: use_backend's, else the environment's FASTRNN_BACKEND, else None."""
+    return _forced or os.environ.get("FASTRNN_BACKEND") or None
+
+
+def choose(cell: Cell, backend: str | None = None) -> ModuleType:
+    """The module that runs this cell: the one named, the one in force, or the first that can.
+
+    A cell that the preferred backend cannot run goes to the next, with one FastrnnWarning. Raises BackendError
+    where the backend named or in force cannot run here or cannot run the cell.
+    """
+    name = backend or forced()
+    if name is not None:
+        module = _working(name)
+        if reason := module.unsupported(cell):
+            raise BackendError(f"backend {name!r} cannot run this cell: {reason}. backend=None picks one that can")
+        return module
+    for name in REGISTRY:
+        module = load(name)
+        if reason := module.missing() or module.unsupported(cell):
+            _announce(name, reason)
+        else:
+            return module
+    raise AssertionError("the NumPy backend runs every cell")
+
+
+def add_product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    """out: [M, N] += a: [M, K] @ b: [K, N], for the layers around the recurrent ones.
+
+    By the C kernels where they are in use: the threads of NumPy's BLAS, once woken, spin for a while on the cores
+    that the next layer needs, which costs it more than half its speed. out is C-contiguous; a and b are of its dtype,
+    with strides of any kind that are multiples of its size.
+    """
+    native = load("c")
+    if forced() in (None, "c") and native.missing() is None:
+        native.add_product(a, b, out)
+    else:
+        out += a @ b
+
+
+def _working(name: str) -> ModuleType:
+    module = load(name)
+    if reason := module.missing():
+        raise BackendError(f"backend {name!r} cannot run here: {reason}. There are {', '.join(backends())}")
+    return module
+
+
+def _announce(name: str, reason: str) -> None:
+    if (name, reason) not in _announced:
+        _announced.add((name, reason))
+        warnings.warn(f"backend {name!r} is not used: {reason}", FastrnnWarning, stacklevel=4)

@@ -1,0 +1,391 @@
+"""The C backend: fused kernels on packed weights, a whole stack in one call, without the GIL.
+
+This file binds and nothing more: it owns the handles, turns codes into exceptions, and keeps what was packed
+for as long as the parameters' version stands. The contract is in __init__.py, the C interface in csrc/fastrnn.h,
+the kernels in csrc/kernels.h.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+
+from ..cell import ACTIVATIONS, Cell, Stack
+from ..errors import BackendError, DtypeError, OptionError, OutOfMemoryError, ShapeError, UsageError
+from . import LayerTape
+from ._sequence import reverse_rows
+
+try:
+    from .._c import ffi
+    from .._c import lib as c
+
+    _import_error = None
+except ImportError as error:
+    _import_error = str(error)
+
+PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_ch")
+ALIGNMENT = 128  # of a tape, in bytes
+
+ERRORS: dict[str, type[Exception]] = {
+    "FRNN_ERROR_MEMORY": OutOfMemoryError,
+    "FRNN_ERROR_SPEC": OptionError,
+    "FRNN_ERROR_UNSUPPORTED": BackendError,
+    "FRNN_ERROR_ISA": BackendError,
+    "FRNN_ERROR_SIZE": ShapeError,
+    "FRNN_ERROR_LENGTH": ShapeError,
+    "FRNN_ERROR_NULL": UsageError,
+    "FRNN_ERROR_UNPACKED": UsageError,
+}
+
+
+def _check(code: int, what: str) -> None:
+    """Raise the exception that a code of the C library stands for."""
+    if code:
+        error = next(error for name, error in ERRORS.items() if getattr(c, name) == code)
+        raise error(f"{what}: {ffi.string(c.frnn_error(code)).decode()}")
+
+
+# ---- the registry's questions ----------------------------------------------------------------------------------------
+
+
+def missing() -> str | None:
+    """Why the C library is not there, or None."""
+    return None if _import_error is None else f"the C library was not built ({_import_error})"
+
+
+def unsupported(cell: Cell) -> str | None:
+    """Why the C kernels do not run this cell, or None."""
+    if cell.peephole == "full":
+        return "the C kernels have no full-matrix peepholes"
+    if cell.peephole == "cell" and cell.proj_size:
+        return "the C kernels have no projection where the gates see the cell"
+    return None
+
+
+def describe() -> dict[str, Any]:
+    """Instruction set, threads and caches."""
+    caches = ffi.new("int64_t[3]")
+    c.frnn_cpu_caches(caches)
+    return {
+        "isa": chosen_isa(),
+        "isas": ", ".join(isas()),
+        "threads": get_num_threads(),
+        "caches": ", ".join(f"{name} {size >> 10} KiB" for name, size in zip(("L1d", "L2", "L3"), caches, strict=True)),
+    }
+
+
+@cache
+def isas() -> tuple[str, ...]:
+    """The instruction sets that were built and that this CPU has, the best first."""
+    found, i = [], 0
+    while (name := c.frnn_isa_name(i)) != ffi.NULL:
+        if c.frnn_isa_usable(i):
+            found.append(ffi.string(name).decode())
+        i += 1
+    return tuple(found)
+
+
+def chosen_isa() -> str:
+    """FASTRNN_ISA, or the best instruction set; BackendError where the one forced is not to be had."""
+    forced = os.environ.get("FASTRNN_ISA")
+    if forced and forced not in isas():
+        raise BackendError(f"FASTRNN_ISA={forced!r} is not on this machine; there are {', '.join(isas())}")
+    return forced or isas()[0]
+
+
+def set_num_threads(n: int) -> None:
+    """The team's size from the next call on; more than this process may use count as that many."""
+    c.frnn_set_threads(min(n, 2**31 - 1))
+
+
+def get_num_threads() -> int:
+    """The team's size."""
+    return c.frnn_get_threads()
+
+
+def _threads_from_environment() -> None:
+    given = os.environ.get("FASTRNN_NUM_THREADS")
+    if not given:
+        return
+    if not given.strip().isdecimal() or int(given) < 1:
+        raise OptionError(f"FASTRNN_NUM_THREADS must be an integer >= 1, not {given!r}")
+    set_num_threads(int(given))
+
+
+if _import_error is None:
+    _threads_from_environment()
+
+
+# ---- handles ---------------------------------------------------------------------------------------------------------
+
+
+def _spec(stack: Stack, dtype: np.dtype[Any]) -> Any:
+    cell = stack.cell
+    spec = ffi.new("frnn_spec *")
+    spec.real_size = dtype.itemsize
+    spec.kind = ("rnn", "lstm", "gru").index(cell.kind)
+    spec.forget = ("gate", "none", "coupled").index(cell.forget)
+    spec.peephole = ("none", "diagonal", "cell", "full").index(cell.peephole)
+    spec.reset = ("after", "before").index(cell.reset)
+    spec.update = ("keep", "write").index(cell.update)
+    for i, (name, alpha, beta) in enumerate(cell.activations):
+        spec.activation[i], spec.alpha[i], spec.beta[i] = list(ACTIVATIONS).index(name), alpha, beta
+    spec.clip = cell.clip or 0.0
+    spec.input_size, spec.hidden_size, spec.proj_size = stack.input_size, stack.hidden_size, cell.proj_size
+    spec.num_layers, spec.num_directions = stack.num_layers, stack.num_directions
+    return spec
+
+
+class Engine:
+    """Packed weights of one set of parameters, and a plan to run them with."""
+
+    def __init__(self, cell: Cell, params: Mapping[str, np.ndarray]) -> None:
+        self.stack = stack = Stack.of(cell, params)
+        self.params = params
+        self.dtype = params["weight_ih_l0"].dtype
+        if self.dtype not in (np.float32, np.float64):
+            raise DtypeError(f"the C kernels run float32 and float64, not {self.dtype}")
+        out = ffi.new("frnn_weights **")
+        isa = chosen_isa().encode()
+        _check(c.frnn_weights_new(_spec(stack, self.dtype), isa, out), f"{stack}")
+        self.weights = ffi.gc(out[0], c.frnn_weights_free)
+        self.packed: tuple[Any, bool] | None = None
+        self.plan = self.new_plan()
+        self.pointers = _pointers(stack, params)
+        self.spare: np.ndarray | None = None  # the last tape's memory, for the next one
+
+    def new_plan(self) -> Any:
+        """A plan of its own for another caller of the same weights."""
+        out = ffi.new("frnn_plan **")
+        _check(c.frnn_plan_new(self.weights, out), f"a plan for {self.stack}")
+        return ffi.gc(out[0], c.frnn_plan_free)
+
+    def pack(self, backward: bool) -> None:
+        """Bring the packed weights up to date with the parameters."""
+        version = getattr(self.params, "version", None)
+        if self.packed is not None and version is not None:
+            if self.packed[0] == version and (self.packed[1] or not backward):
+                return
+            backward = backward or self.packed[1]  # who has trained will train again
+        _check(c.frnn_weights_pack(self.weights, self.pointers[0], backward), "packing")
+        self.packed = version, backward
+
+    def tape_memory(self, call: Any) -> np.ndarray:
+        size = c.frnn_tape_bytes(self.weights, call)
+        _check(-min(size, 0), f"the tape of T={call.T}, B={call.B}")
+        spare, self.spare = self.spare, None
+        if spare is not None and size <= spare.nbytes <= 2 * size:
+            return spare
+        raw = _empty(size + ALIGNMENT, np.dtype(np.uint8), "the tape")
+        start = -raw.__array_interface__["data"][0] % ALIGNMENT
+        return raw[start : start + size]
+
+
+def _pointers(stack: Stack, arrays: Mapping[str, np.ndarray], writable: bool = False) -> tuple[Any, list[Any]]:
+    """Six pointers for each layer and direction, and what keeps them alive."""
+    table = ffi.new("void *[]", len(PARAMETERS) * len(stack.suffixes))
+    alive = []
+    for i, name in enumerate(p + suffix for suffix in stack.suffixes for p in PARAMETERS):
+        if name in stack.shapes:
+            alive.append(ffi.from_buffer("char[]", np.asarray(arrays[name]), require_writable=writable))
+            table[i] = alive[-1]
+    return table, alive
+
+
+def _engine(cell: Cell, params: Mapping[str, np.ndarray], backward: bool) -> Engine:
+    cache = getattr(params, "cache", None)
+    engine = cache.get("c") if cache is not None else None
+    if engine is None or engine.stack.cell != cell:
+        engine = Engine(cell, params)
+        if cache is not None:
+            cache["c"] = engine
+    engine.pack(backward)
+    return engine
+
+
+def _empty(shape: Any, dtype: np.dtype[Any], what: str) -> np.ndarray:
+    try:
+        return np.empty(shape, dtype)
+    except (MemoryError, ValueError) as error:
+        raise OutOfMemoryError(f"{what} {shape} of {dtype} could not be allocated") from error
+
+
+def _pointer(array: np.ndarray | None) -> Any:
+    return ffi.NULL if array is None else ffi.from_buffer(array)
+
+
+# ---- the contract ----------------------------------------------------------------------------------------------------
+
+
+class Tape:
+    """What one forward call kept. The gates become their gradients when backward has run."""
+
+    def __init__(self, engine: Engine, cell: Cell, params: Any, x: np.ndarray, lengths: Any, masks: Any) -> None:
+        self.engine, self.cell, self.params = engine, cell, params
+        self.x, self.lengths, self.masks = x, lengths, masks
+        self.stack = engine.stack
+        self.memory: np.ndarray | None = None
+
+    def call(self) -> Any:
+        """The arrays that forward and backward have in common."""
+        call = ffi.new("frnn_call *")
+        call.T, call.B = self.x.shape[:2]
+        call.x = ffi.from_buffer(self.x)
+        call.masks = _pointer(self.masks)
+        if self.lengths is not None:
+            call.lengths = ffi.from_buffer("int64_t[]", self.lengths)
+        return call
+
+    @cached_property
+    def layers(self) -> list[LayerTape]:
+        """The sequences as plain arrays in step order, one LayerTape for each layer and direction."""
+        if self.memory is None:
+            raise UsageError("the tape's memory was given back when backward ran; read its layers before")
+        layers: list[LayerTape] = []
+        D, below = self.stack.num_directions, self.x
+        for k in range(len(self.stack.suffixes)):
+            if k and k % D == 0:
+                below = self._between(layers[-D:], k // D - 1)
+            layers.append(self._layer(k, reverse_rows(below, self.lengths) if k % D else below))
+        return layers
+
+    def _between(self, layers: list[LayerTape], layer: int) -> np.ndarray:
+        """What the layer above read: [T, B, D*P]."""
+        T, B = self.x.shape[:2]
+        runs = np.arange(T)[:, None, None] < (np.full(B, T) if self.lengths is None else self.lengths)[:, None]
+        outputs = [np.where(runs, tape.h[1:], 0) for tape in layers]
+        y = np.concatenate([reverse_rows(h, self.lengths) if d else h for d, h in enumerate(outputs)], axis=2)
+        return y if self.masks is None else y * self.masks[layer]
+
+    def _layer(self, k: int, x: np.ndarray) -> LayerTape:
+        """Unpack track k: on the tape rows are sorted by length and take no room past their ends."""
+        stack, cell, (T, B) = self.stack, self.cell, self.x.shape[:2]
+        view = ffi.new("frnn_tape_view *")
+        _check(c.frnn_tape_layout(self.engine.weights, self.call(), k, view), "the tape's layout")
+        reals = self.memory.view(self.x.dtype)  # type: ignore[union-attr]
+        lengths = np.full(B, T) if self.lengths is None else self.lengths
+        order = np.argsort(-lengths, kind="stable")
+        active = [int((lengths > s).sum()) for s in range(T)]
+
+        def unpack(at: int, ld: int, initial: bool) -> np.ndarray:
+            rows = (B if initial else 0) + sum(active)
+            packed = reals[at : at + rows * ld].reshape(rows, ld)
+            out = np.zeros((T + initial, B, ld), reals.dtype)
+            n = B if initial else 0
+            if initial:
+                out[0, order] = packed[:B]
+            for s, count in enumerate(active):
+                if initial:
+                    out[s + 1] = out[s]
+                out[s + initial, order[:count]] = packed[n : n + count]
+                n += count
+            return out
+
+        h = unpack(view.h, view.h_ld, True)[..., : stack.output_size]
+        gates = unpack(view.gates, view.gates_ld, False).reshape(T, B, -1, view.plane)[..., : stack.hidden_size]
+        states = unpack(view.c, view.c_ld, True)[..., : stack.hidden_size] if cell.has_c else None
+        if cell.kind == "rnn":
+            gates = h[1:, :, None]  # the kernels keep h alone
+        hn = gates[:, :, 3] if cell.kind == "gru" and cell.reset == "after" else None
+        return LayerTape(x, h, states, gates[:, :, [1, 2, 0]] if cell.kind == "gru" else gates, hn)
+
+
+def forward(cell, params, x, state, lengths, train, *, masks=None, cells=None):  # type: ignore[no-untyped-def]
+    """The contract's forward: one call of the C library."""
+    engine = _engine(cell, params, bool(train))
+    stack, (T, B), dtype = engine.stack, x.shape[:2], x.dtype
+    tape = Tape(engine, cell, params, x, lengths, masks)
+    call = tape.call()
+    y = _empty((T, B, stack.num_directions * stack.output_size), dtype, "the output")
+    hn = _empty((len(stack.suffixes), B, stack.output_size), dtype, "the state")
+    call.y, call.hn = ffi.from_buffer(y), ffi.from_buffer(hn)
+    if cell.has_c:
+        cn = _empty((len(stack.suffixes), B, stack.hidden_size), dtype, "the state")
+        call.cn = ffi.from_buffer(cn)
+        if state is not None:
+            call.h0, call.c0 = ffi.from_buffer(state[0]), ffi.from_buffer(state[1])
+    elif state is not None:
+        call.h0 = ffi.from_buffer(state)
+    call.cells = _pointer(cells)
+    if train:
+        tape.memory = engine.tape_memory(call)
+        call.tape = ffi.from_buffer(tape.memory)
+    _check(c.frnn_forward(engine.plan, call), f"forward of T={T}, B={B}, {stack}")
+    return y, (hn, cn) if cell.has_c else hn, tape if train else None
+
+
+def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
+    """The contract's backward: one call of the C library."""
+    if tape.memory is None:
+        raise UsageError("backward was called twice for one forward")
+    engine, stack = tape.engine, tape.stack
+    engine.pack(True)
+    if dparams is None:
+        dparams = {name: np.zeros(shape, tape.x.dtype) for name, shape in stack.shapes.items()}
+    call = tape.call()
+    call.tape = ffi.from_buffer(tape.memory)
+    grads = ffi.new("frnn_grads *")
+    dx = _empty(tape.x.shape, tape.x.dtype, "dx")
+    dh0 = _empty((len(stack.suffixes), tape.x.shape[1], stack.output_size), tape.x.dtype, "dh0")
+    grads.dx, grads.dh0, grads.dy = ffi.from_buffer(dx), ffi.from_buffer(dh0), _pointer(dy)
+    dstate0: Any = dh0
+    if tape.cell.has_c:
+        dc0 = _empty((len(stack.suffixes), tape.x.shape[1], stack.hidden_size), tape.x.dtype, "dc0")
+        dstate0, grads.dc0 = (dh0, dc0), ffi.from_buffer(dc0)
+        if dstate is not None:
+            grads.dhn, grads.dcn = ffi.from_buffer(dstate[0]), ffi.from_buffer(dstate[1])
+    elif dstate is not None:
+        grads.dhn = ffi.from_buffer(dstate)
+    table, alive = _pointers(stack, dparams, writable=True)
+    grads.params = table
+    _check(c.frnn_backward(engine.plan, call, grads), f"backward of T={call.T}, B={call.B}, {stack}")
+    del alive
+    engine.spare, tape.memory = tape.memory, None
+    return dx, dstate0, dparams
+
+
+def add_product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    """out: [M, N] += a: [M, K] @ b: [K, N] on the team of threads. out is contiguous, a and b of any strides."""
+    size = out.dtype.itemsize
+    (M, K), N = a.shape, b.shape[1]
+    strides = [stride // size for stride in (*a.strides, *b.strides)]
+    pointers = [ffi.cast("void *", array.__array_interface__["data"][0]) for array in (a, b)]
+    code = c.frnn_multiply(
+        size, chosen_isa().encode(), M, N, K, pointers[0], *strides[:2], pointers[1], *strides[2:], ffi.from_buffer(out)
+    )
+    _check(code, f"a product of [{M}, {K}] and [{K}, {N}]")
+
+
+class Stepper:
+    """One step at a time on a plan of its own: nothing is allocated but the result."""
+
+    def __init__(self, cell: Cell, params: Any, batch_size: int, dtype: np.dtype[Any]) -> None:
+        self.engine = engine = _engine(cell, params, False)
+        stack = engine.stack
+        self.params, self.version, self.dtype = params, params.version, dtype
+        self.shape = batch_size, stack.output_size
+        self.plan = engine.new_plan()
+        self.h = np.zeros((stack.num_layers, batch_size, stack.output_size), dtype)
+        self.c = np.zeros((stack.num_layers, batch_size, stack.hidden_size), dtype) if cell.has_c else None
+        self.call = call = ffi.new("frnn_call *")
+        call.T, call.B = 1, batch_size
+        self._alive = ffi.from_buffer(self.h), _pointer(self.c)
+        call.h0 = call.hn = self._alive[0]
+        call.c0 = call.cn = self._alive[1]
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        if self.params.version != self.version:
+            self.engine.pack(False)
+            self.version = self.params.version
+        y = np.empty(self.shape, self.dtype)
+        code = c.frnn_step(self.plan, self.call, ffi.from_buffer(x), ffi.from_buffer(y))
+        if code:
+            _check(code, f"a step of {self.engine.stack}")
+        return y
+
+
+make_stepper = Stepper

@@ -1,0 +1,679 @@
+"""Optimisers, learning-rate schedules and gradient clipping, as in torch.optim.
+
+They loop over the flat arrays of blocks, a piece at a time, so that the passes of one update find
+their piece in the cache, and a step allocates nothing. A parameter that backward has not reached
+has a zero gradient, not none. One optimiser has one set of options: for two learning rates make
+two. Read next: module.py for the blocks.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .errors import DtypeError, OptionError, ShapeError
+from .module import Block, Module, Parameter, as_array
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "CosineAnnealingLR",
+    "ExponentialLR",
+    "LambdaLR",
+    "LinearLR",
+    "Optimizer",
+    "RMSprop",
+    "ReduceLROnPlateau",
+    "StepLR",
+    "clip_grad_norm",
+    "clip_grad_value",
+]
+
+CHUNK = 1 << 15  # elements worked on at a time: the half a dozen arrays of Adam then fit into a core's cache
+
+Params = Any  # a Module, a Parameter, or an iterable of them
+
+# The update of one piece: (w, g, buffers..., s, t), with s and t spare memory of that size.
+Rule = Callable[..., None]
+
+
+# ---------------------------------------------------------------- parameters
+
+
+@dataclass(eq=False)
+class _Span:
+    """Neighbouring parameters: elements start..stop of a block."""
+
+    block: Block
+    start: int
+    stop: int
+
+    w = property(lambda self: self.block.flat[self.start : self.stop])
+    g = property(lambda self: self.block.grad[self.start : self.stop])
+
+
+def _parameters(params: Params) -> list[Parameter]:
+    """Every parameter that `params` names, once, in order."""
+    found: dict[tuple[int, str], Parameter] = {}
+    for part in (params,) if isinstance(params, (Module, Parameter)) else _iterate(params):
+        for parameter in part.parameters() if isinstance(part, Module) else [part]:
+            if not isinstance(parameter, Parameter) or parameter.name is None:
+                given = "a part of a Parameter" if isinstance(parameter, Parameter) else type(parameter).__name__
+                raise DtypeError(f"params must be Modules or Parameters, not {given}")
+            found.setdefault((id(parameter._block), parameter.name), parameter)
+    return list(found.values())
+
+
+def _iterate(params: Any) -> Iterable[Any]:
+    if isinstance(params, (Mapping, np.ndarray, str)) or not isinstance(params, Iterable):
+        given = type(params).__name__
+        raise DtypeError(f"params must be a Module or an iterable of Modules or Parameters, not {given}")
+    return params
+
+
+def _spans(parameters: list[Parameter]) -> tuple[list[_Span], list[tuple[int, slice]]]:
+    """The spans that hold the parameters, whole blocks wherever possible; for each parameter its span and place."""
+    spans: list[_Span] = []
+    where: dict[tuple[int, str], tuple[int, slice]] = {}
+    wanted = {(id(p._block), p.name) for p in parameters}
+    for block in {id(p._block): p._block for p in parameters}.values():
+        assert block is not None
+        stop = 0
+        for name, shape in block.shapes.items():
+            start, stop = stop, stop + math.prod(shape)
+            if (id(block), name) not in wanted:
+                continue
+            if spans and spans[-1].block is block and spans[-1].stop == start:
+                spans[-1].stop = stop
+            else:
+                spans.append(_Span(block, start, stop))
+            first = spans[-1].start
+            where[id(block), name] = len(spans) - 1, slice(start - first, stop - first)
+    return spans, [where[id(p._block), p.name] for p in parameters]  # type: ignore[index]
+
+
+def _pieces(size: int) -> Iterator[slice]:
+    return (slice(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK))
+
+
+# ---------------------------------------------------------------- optimisers
+
+
+class Optimizer:
+    """The base of `SGD`, `RMSprop`, `Adam` and `AdamW`.
+
+    params  a Module, a Parameter, or an iterable of them; one that comes twice counts once
+    lr      the learning rate; set it, or any other option, as an attribute at any time
+
+    Arguments, defaults and arithmetic are those of the namesake in torch.optim. Raises OptionError for an option
+    that cannot be, DtypeError for params that are none.
+    """
+
+    BUFFERS: ClassVar[tuple[str, ...]]  # the names of what is remembered of a parameter from step to step
+
+    lr: float
+    _rule: Callable[[], tuple[list[str], Rule]]  # the buffers that this step needs, and its update
+
+    def __init__(self, params: Params, **options: Any) -> None:
+        self._all = _parameters(params)
+        if not self._all:
+            raise OptionError(f"{type(self).__name__} was given no parameters")
+        self._spans, self._places = _spans(self._all)
+        self._buffers: list[dict[str, np.ndarray]] = [{} for _ in self._spans]
+        self._spare = {span.block.dtype: np.empty((2, CHUNK), span.block.dtype) for span in self._spans}
+        self.steps = 0
+        self._configure(options)
+
+    def step(self) -> None:
+        """Change every parameter by its gradient."""
+        self.steps += 1
+        names, update = self._rule()
+        for span, buffers in zip(self._spans, self._buffers, strict=True):
+            w, g = span.w, span.g
+            for name in names:
+                if name not in buffers:
+                    buffers[name] = np.zeros_like(w)
+            kept, (s, t) = [buffers[name] for name in names], self._spare[w.dtype]
+            with np.errstate(all="ignore"):  # inf and nan spread in silence, as they do in a kernel
+                for piece in _pieces(w.size):
+                    size = piece.stop - piece.start
+                    update(w[piece], g[piece], *[b[piece] for b in kept], s[:size], t[:size])
+            span.block.touch()
+
+    def zero_grad(self) -> None:
+        """Set the gradient of every parameter to zero."""
+        for span in self._spans:
+            span.g.fill(0)
+
+    # ------------------------------------------------ options, in and out
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        return list(inspect.signature(cls).parameters)[1:]
+
+    def _configure(self, options: dict[str, Any]) -> None:
+        usual = inspect.signature(type(self)).parameters
+        checked: dict[str, Any] = {}
+        for name, value in options.items():
+            if name == "betas":
+                checked[name] = _betas(value)
+            else:
+                checked[name] = bool(value) if isinstance(usual[name].default, bool) else _at_least_0(name, value)
+        vars(self).update(checked)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: the number of steps, the options, and copies of the buffers.
+
+        A flat mapping of names to numbers and arrays, which `np.savez` takes as it is. The buffers of the i-th
+        parameter are under `"<buffer>.<i>"`, in its shape.
+        """
+        state: dict[str, Any] = {"steps": self.steps, **{name: getattr(self, name) for name in self._names()}}
+        for i, (parameter, (span, place)) in enumerate(zip(self._all, self._places, strict=True)):
+            for name, buffer in self._buffers[span].items():
+                state[f"{name}.{i}"] = buffer[place].reshape(parameter.shape).copy()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a `state_dict()` of an optimiser of the same kind over parameters of the same shapes.
+
+        Raises ShapeError where it does not fit, OptionError and DtypeError for what its values cannot be; then
+        nothing has changed.
+        """
+        names = ["steps", *self._names()]
+        options = {name: np.asarray(state[name]).tolist() for name in names if name in state}
+        if missing := [name for name in names if name not in state]:
+            raise ShapeError(f"state_dict does not fit this {type(self).__name__}; missing: {', '.join(missing)}")
+        buffers: list[dict[str, np.ndarray]] = [{} for _ in self._spans]
+        left = {name for name in state if name not in names}
+        for name in self.BUFFERS:
+            if not any(f"{name}.{i}" in left for i in range(len(self._all))):
+                continue
+            for i, (parameter, (k, place)) in enumerate(zip(self._all, self._places, strict=True)):
+                key = f"{name}.{i}"
+                if key not in left:
+                    raise ShapeError(f"state_dict does not fit this {type(self).__name__}; missing: {key}")
+                value = as_array(state[key], parameter.dtype, key)
+                if value.shape != parameter.shape:
+                    raise ShapeError(f"{key} must be {list(parameter.shape)}, not {list(value.shape)}")
+                left.remove(key)
+                whole = buffers[k].setdefault(name, np.zeros_like(self._spans[k].w))
+                whole[place] = value.reshape(-1)
+        if left:
+            unknown = ", ".join(sorted(left))
+            raise ShapeError(f"state_dict does not fit this {type(self).__name__}; unexpected: {unknown}")
+        steps = options.pop("steps")
+        if not isinstance(steps, int) or steps < 0:
+            raise OptionError(f"steps must be an integer >= 0, not {steps!r}")
+        self._configure(options)
+        self.steps, self._buffers = steps, buffers
+
+    def __repr__(self) -> str:
+        usual = inspect.signature(type(self)).parameters
+        values = {name: getattr(self, name) for name in self._names()}
+        options = [f"{name}={value!r}" for name, value in values.items() if value != usual[name].default]
+        return f"{type(self).__name__}({', '.join(['...', *options])})"
+
+
+class SGD(Optimizer):
+    """Gradient descent, w -= lr g; with momentum b = momentum b + (1 - dampening) g and w -= lr b.
+
+    nesterov      w -= lr (g + momentum b) (Nesterov 1983, as Sutskever et al. 2013 write it)
+    weight_decay  adds weight_decay w to g
+
+    The first step sets b = g, as PyTorch does. Arguments and errors: see `Optimizer`.
+    """
+
+    BUFFERS = ("momentum_buffer",)
+
+    momentum: float
+    dampening: float
+    weight_decay: float
+    nesterov: bool
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+    ) -> None:
+        if nesterov and (momentum == 0 or dampening != 0):
+            raise OptionError(
+                f"nesterov needs momentum > 0 and dampening = 0, not momentum={momentum!r}, dampening={dampening!r}"
+            )
+        super().__init__(
+            params, lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov
+        )
+
+    def _rule(self) -> tuple[list[str], Rule]:
+        lr, momentum, decay, nesterov = self.lr, self.momentum, self.weight_decay, self.nesterov
+        fresh = 1.0 if self.steps == 1 else 1 - self.dampening
+
+        def update(w: np.ndarray, g: np.ndarray, *rest: np.ndarray) -> None:
+            *buffers, s, t = rest
+            g = _decayed(g, w, decay, t)
+            for b in buffers:
+                np.multiply(g, fresh, out=s)
+                b *= momentum
+                b += s
+                if nesterov:
+                    np.multiply(b, momentum, out=s)
+                    g = np.add(g, s, out=s)
+                else:
+                    g = b
+            w -= np.multiply(g, lr, out=s)
+
+        return ["momentum_buffer"] if momentum else [], update
+
+
+class RMSprop(Optimizer):
+    """v = alpha v + (1 - alpha) g^2 and w -= lr g / (sqrt(v) + eps) (Tieleman and Hinton 2012).
+
+    centered      takes the square of the gradient's running mean off v (Graves 2013, eq. 38-45)
+    momentum      w -= lr b with b = momentum b + g / (sqrt(v) + eps)
+    weight_decay  adds weight_decay w to g
+
+    Arguments and errors: see `Optimizer`.
+    """
+
+    BUFFERS = ("square_avg", "grad_avg", "momentum_buffer")
+
+    alpha: float
+    eps: float
+    weight_decay: float
+    momentum: float
+    centered: bool
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum: float = 0,
+        centered: bool = False,
+    ) -> None:
+        super().__init__(
+            params, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum, centered=centered
+        )
+
+    def _rule(self) -> tuple[list[str], Rule]:
+        lr, alpha, eps, momentum, decay, centered = (
+            self.lr, self.alpha, self.eps, self.momentum, self.weight_decay, self.centered,
+        )  # fmt: skip
+
+        def update(w: np.ndarray, g: np.ndarray, v: np.ndarray, *rest: np.ndarray) -> None:
+            *buffers, s, t = rest
+            g = _decayed(g, w, decay, t)
+            _average(v, np.multiply(g, g, out=s), alpha, s)
+            if centered:
+                mean = buffers.pop(0)
+                _average(mean, g, alpha, s)
+                np.multiply(mean, mean, out=s)
+                root = np.sqrt(np.subtract(v, s, out=s), out=s)
+            else:
+                root = np.sqrt(v, out=s)
+            root += eps
+            change = np.divide(g, root, out=s)
+            for b in buffers:
+                b *= momentum
+                b += change
+                change = b
+            w -= np.multiply(change, lr, out=s)
+
+        names = ["square_avg"] + ["grad_avg"] * centered + ["momentum_buffer"] * (momentum != 0)
+        return names, update
+
+
+class Adam(Optimizer):
+    """Adaptive moments (Kingma and Ba 2015, algorithm 1).
+
+        m = b1 m + (1 - b1) g        v = b2 v + (1 - b2) g^2
+        w -= lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)
+
+    betas         (b1, b2)
+    weight_decay  adds weight_decay w to g
+    amsgrad       takes for v the greatest so far (Reddi et al. 2018)
+
+    Arguments and errors: see `Optimizer`.
+    """
+
+    BUFFERS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    DECOUPLED: ClassVar[bool] = False
+
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    amsgrad: bool
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
+
+    def _rule(self) -> tuple[list[str], Rule]:
+        b1, b2 = self.betas
+        shrink = 1 - self.lr * self.weight_decay if self.DECOUPLED else 1.0
+        decay = 0.0 if self.DECOUPLED else self.weight_decay
+        # lr m / (1 - b1^t) / (sqrt(v) / r + eps), r = sqrt(1 - b2^t), is (lr r / (1 - b1^t)) m / (sqrt(v) + r eps):
+        # one pass less.
+        r = math.sqrt(1 - b2**self.steps)
+        rate, eps = self.lr * r / (1 - b1**self.steps), self.eps * r
+
+        def update(w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, *rest: np.ndarray) -> None:
+            *greatest, s, t = rest
+            if shrink != 1:
+                w *= shrink
+            g = _decayed(g, w, decay, t)
+            _average(m, g, b1, s)
+            _average(v, np.multiply(g, g, out=s), b2, s)
+            for peak in greatest:
+                v = np.maximum(peak, v, out=peak)
+            np.sqrt(v, out=s)
+            s += eps
+            np.divide(m, s, out=s)
+            s *= rate
+            w -= s
+
+        return ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * self.amsgrad, update
+
+
+class AdamW(Adam):
+    """`Adam` whose weight_decay shrinks w by lr weight_decay w, past m and v (Loshchilov and Hutter 2019)."""
+
+    DECOUPLED = True
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad)
+
+
+def _decayed(g: np.ndarray, w: np.ndarray, decay: float, t: np.ndarray) -> np.ndarray:
+    """g + decay w, in t; g itself without decay."""
+    if not decay:
+        return g
+    np.multiply(w, decay, out=t)
+    return np.add(g, t, out=t)
+
+
+def _average(m: np.ndarray, value: np.ndarray, decay: float, s: np.ndarray) -> None:
+    """m = decay m + (1 - decay) value, by way of s."""
+    np.multiply(value, 1 - decay, out=s)
+    m *= decay
+    m += s
+
+
+# ---------------------------------------------------------------- clipping
+
+
+def clip_grad_norm(params: Params, max_norm: float, norm_type: float = 2.0) -> float:
+    """Scale the gradients so that all together have at most this norm, as torch.nn.utils.clip_grad_norm_ does.
+
+    params as for `Optimizer`; norm_type p > 0, math.inf included. Returns the norm before, summed in float64.
+    The factor is min(1, max_norm / (norm + 1e-6)) (Pascanu et al. 2013). A norm that is nan makes every gradient
+    nan, and one that is inf makes all zero but what was inf, which becomes nan: look at what is returned before a
+    step. Raises OptionError, DtypeError.
+    """
+    max_norm, p = _at_least_0("max_norm", max_norm), _at_least_0("norm_type", norm_type)
+    if not p:
+        raise OptionError(f"norm_type must be a number > 0, or math.inf, not {norm_type!r}")
+    spans, _ = _spans(_parameters(params))
+    total, spare = 0.0, np.empty(CHUNK)
+    with np.errstate(all="ignore"):  # inf and nan show in the norm
+        for span in spans:
+            g = span.g
+            for piece in _pieces(g.size):
+                a = np.abs(g[piece], out=spare[: piece.stop - piece.start])
+                if math.isinf(p):
+                    total = float(np.maximum(total, a.max()))  # which, unlike max(), passes nan on
+                else:
+                    total += float((np.square(a, out=a) if p == 2 else np.power(a, p, out=a)).sum())
+        norm = total if math.isinf(p) else total ** (1 / p)
+        factor = max_norm / (norm + 1e-6)
+        for span in spans if not factor >= 1 else ():
+            np.multiply(span.g, factor, out=span.g)
+    return norm
+
+
+def clip_grad_value(params: Params, clip_value: float) -> None:
+    """Bound every element of the gradients to -clip_value..clip_value, as torch.nn.utils.clip_grad_value_ does.
+
+    nan stays. params as for `Optimizer`. Raises OptionError, DtypeError.
+    """
+    bound = _at_least_0("clip_value", clip_value)
+    for span in _spans(_parameters(params))[0]:
+        np.clip(span.g, -bound, bound, out=span.g)
+
+
+# ---------------------------------------------------------------- schedules
+
+
+class Schedule:
+    """The base of the schedules: each call of `step()` sets `optimizer.lr` for the next epoch.
+
+    Call it after the optimiser's. The schedules multiply the rate as it is, so that several of them, or an assignment
+    to `optimizer.lr`, go together, as PyTorch's do. `state_dict()` holds plain numbers.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise DtypeError(f"optimizer must be an Optimizer of fastrnn.optim, not {type(optimizer).__name__}")
+        self.optimizer, self.base_lr, self.last_epoch = optimizer, optimizer.lr, 0
+        optimizer.lr = self._next(optimizer.lr)
+
+    def step(self) -> None:
+        """One epoch is over."""
+        self.last_epoch += 1
+        self.optimizer.lr = self._next(self.optimizer.lr)
+
+    def _next(self, lr: float) -> float:
+        """The rate of epoch `last_epoch`, from that of the one before; at epoch 0 from the optimiser's."""
+        return lr
+
+    def get_last_lr(self) -> list[float]:
+        """[the learning rate in force]"""
+        return [self.optimizer.lr]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The numbers that change from step to step; the optimiser's own state holds its rate."""
+        return {"base_lr": self.base_lr, "last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a `state_dict()` of a schedule of the same kind; OptionError where it is of another."""
+        names = self.state_dict().keys()
+        if names != set(state):
+            raise OptionError(f"the state of a {type(self).__name__} has {', '.join(names)}, not {', '.join(state)}")
+        for name in names:
+            setattr(self, name, np.asarray(state[name]).item())
+
+    def __repr__(self) -> str:
+        options = [f"{name}={getattr(self, name)!r}" for name in list(inspect.signature(type(self)).parameters)[1:]]
+        return f"{type(self).__name__}({', '.join(['...', *options])})"
+
+
+class LambdaLR(Schedule):
+    """The optimiser's rate times lr_lambda(epoch), for a warm-up such as `lambda n: min(1, (n + 1) / 1000)`."""
+
+    def __init__(self, optimizer: Optimizer, lr_lambda: Callable[[int], float]) -> None:
+        if not callable(lr_lambda):
+            raise DtypeError(f"lr_lambda must be a function of the epoch, not {lr_lambda!r}")
+        self.lr_lambda = lr_lambda
+        super().__init__(optimizer)
+
+    def _next(self, lr: float) -> float:
+        return self.base_lr * self.lr_lambda(self.last_epoch)
+
+
+class LinearLR(Schedule):
+    """A factor that goes from start_factor to end_factor in total_iters steps: a warm-up."""
+
+    def __init__(
+        self, optimizer: Optimizer, start_factor: float = 1 / 3, end_factor: float = 1.0, total_iters: int = 5
+    ) -> None:
+        self.start_factor = _at_least_0("start_factor", start_factor)
+        self.end_factor = _at_least_0("end_factor", end_factor)
+        self.total_iters = _count("total_iters", total_iters)
+        if not 0 < self.start_factor <= 1 or not self.end_factor <= 1:
+            raise OptionError(f"factors must be within 0..1, the start's above 0, not {start_factor!r}, {end_factor!r}")
+        super().__init__(optimizer)
+
+    def _next(self, lr: float) -> float:
+        if self.last_epoch > self.total_iters:
+            return lr
+        rise = (self.end_factor - self.start_factor) / self.total_iters
+        factor = self.start_factor + rise * self.last_epoch
+        return lr * (factor / (factor - rise) if self.last_epoch else factor)
+
+
+class StepLR(Schedule):
+    """The rate times gamma every step_size epochs."""
+
+    def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
+        self.step_size, self.gamma = _count("step_size", step_size), _at_least_0("gamma", gamma)
+        super().__init__(optimizer)
+
+    def _next(self, lr: float) -> float:
+        return lr if self.last_epoch == 0 or self.last_epoch % self.step_size else lr * self.gamma
+
+
+class ExponentialLR(Schedule):
+    """The rate times gamma every epoch."""
+
+    def __init__(self, optimizer: Optimizer, gamma: float) -> None:
+        self.gamma = _at_least_0("gamma", gamma)
+        super().__init__(optimizer)
+
+    def _next(self, lr: float) -> float:
+        return lr if self.last_epoch == 0 else lr * self.gamma
+
+
+class CosineAnnealingLR(Schedule):
+    """From the optimiser's rate to eta_min in T_max epochs along half a cosine (Loshchilov and Hutter 2017, eq. 5).
+
+    Past T_max it comes back up, as PyTorch's does.
+    """
+
+    def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
+        self.T_max, self.eta_min = _count("T_max", T_max), _at_least_0("eta_min", eta_min)
+        super().__init__(optimizer)
+
+    def _next(self, lr: float) -> float:
+        epoch, period = self.last_epoch, self.T_max
+        if epoch == 0:
+            return lr
+        if (epoch - 1 - period) % (2 * period) == 0:  # at the bottom, where the ratio below would be 0 / 0
+            return lr + (self.base_lr - self.eta_min) * (1 - math.cos(math.pi / period)) / 2
+        ratio = (1 + math.cos(math.pi * epoch / period)) / (1 + math.cos(math.pi * (epoch - 1) / period))
+        return ratio * (lr - self.eta_min) + self.eta_min
+
+
+class ReduceLROnPlateau(Schedule):
+    """The rate times factor when the metric given to `step(metrics)` has not improved for more than patience epochs.
+
+    mode             "min" or "max": which is better
+    factor           < 1
+    threshold, threshold_mode  an improvement is by more than threshold, "rel" (of the best) or "abs"
+    cooldown         epochs after a cut that do not count as bad
+    min_lr, eps      the least rate; a cut of no more than eps is not made
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        mode: str = "min",
+        factor: float = 0.1,
+        patience: int = 10,
+        threshold: float = 1e-4,
+        threshold_mode: str = "rel",
+        cooldown: int = 0,
+        min_lr: float = 0.0,
+        eps: float = 1e-8,
+    ) -> None:
+        if mode not in ("min", "max"):
+            raise OptionError(f"unknown mode {mode!r}; there are 'min', 'max'")
+        if threshold_mode not in ("rel", "abs"):
+            raise OptionError(f"unknown threshold_mode {threshold_mode!r}; there are 'rel', 'abs'")
+        if not _at_least_0("factor", factor) < 1:
+            raise OptionError(f"factor must be a number < 1, not {factor!r}")
+        self.mode, self.factor, self.threshold_mode = mode, factor, threshold_mode
+        self.patience, self.cooldown = _count("patience", patience, 0), _count("cooldown", cooldown, 0)
+        self.threshold, self.min_lr = _at_least_0("threshold", threshold), _at_least_0("min_lr", min_lr)
+        self.eps = _at_least_0("eps", eps)
+        self.best = math.inf if mode == "min" else -math.inf
+        self.num_bad_epochs = self.cooldown_counter = 0
+        super().__init__(optimizer)
+
+    def step(self, metrics: float) -> None:  # type: ignore[override]
+        """One epoch is over, with this value of the metric; nan is no improvement."""
+        self.last_epoch += 1
+        value = float(metrics)
+        if self._better(value):
+            self.best, self.num_bad_epochs = value, 0
+        else:
+            self.num_bad_epochs += 1
+        if self.cooldown_counter > 0:
+            self.cooldown_counter -= 1
+            self.num_bad_epochs = 0
+        if self.num_bad_epochs > self.patience:
+            lr = max(self.optimizer.lr * self.factor, self.min_lr)
+            if self.optimizer.lr - lr > self.eps:
+                self.optimizer.lr = lr
+            self.cooldown_counter, self.num_bad_epochs = self.cooldown, 0
+
+    def _better(self, value: float) -> bool:
+        sign = 1 if self.mode == "max" else -1
+        if self.threshold_mode == "rel":
+            return sign * value > sign * self.best * (1 + sign * self.threshold)
+        return sign * value > sign * self.best + self.threshold
+
+    def state_dict(self) -> dict[str, Any]:
+        names = "best", "num_bad_epochs", "cooldown_counter"
+        return {**super().state_dict(), **{name: getattr(self, name) for name in names}}
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def _at_least_0(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not float(value) >= 0:
+        raise OptionError(f"{name} must be a number >= 0, not {value!r}")
+    return float(value)
+
+
+def _count(name: str, value: Any, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < least:
+        raise OptionError(f"{name} must be an integer >= {least}, not {value!r}")
+    return int(value)
+
+
+def _betas(value: Any) -> tuple[float, float]:
+    try:
+        b1, b2 = (_at_least_0("a beta", beta) for beta in value)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"betas must be two numbers within 0..1, 1 excluded, not {value!r}") from error
+    if not (b1 < 1 and b2 < 1):
+        raise OptionError(f"betas must be two numbers within 0..1, 1 excluded, not {value!r}")
+    return b1, b2

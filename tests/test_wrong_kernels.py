@@ -1,0 +1,402 @@
+"""Deliberately wrong backends: each must fail the very checks that the right ones pass.
+
+The C core is compiled from its sources with one line of them changed; that the line is still there is checked too.
+The unchanged sources, compiled in the same way, pass everything. What the checks are: grid.py, test_backends.py.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import test_backends as promises
+from grid import CASES, check
+
+import fastrnn
+from fastrnn.backends import native, reference
+
+CSRC = Path(__file__).parents[1] / "csrc"
+CC = shlex.split(os.environ.get("CC", "cc"))
+FLAGS = ["-std=gnu11", "-O0", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-w"]
+GENERIC = promises.Backend("c", "generic")
+
+
+class Wrong(NamedTuple):
+    """A mistake: in that file, `right` is replaced by `wrong`."""
+
+    file: str
+    what: str
+    right: str
+    wrong: str
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.what}".replace(" ", "-")
+
+
+def mistakes(text: str) -> list[Wrong]:
+    """Read them as below."""
+    blocks = [block.splitlines() for block in text.strip().split("\n\n")]
+    return [Wrong(*head.split(": ", 1), right[2:], wrong[2:]) for head, right, wrong in blocks]
+
+
+# In the numbers: the comparison with the reference must find them.
+WRONG = mistakes("""
+lstm.h: i and f swapped
+- v_fma(gate[1], c_in, gate[0] * g)
++ v_fma(gate[0], c_in, gate[1] * g)
+
+lstm.h: coupled gate twice
+- v_fnma(gate[0], g, g)
++ gate[0] * g
+
+lstm.h: no forget gate but forgets
+- c = v_fma(gate[0], g, c_in)
++ c = gate[0] * g
+
+lstm.h: c without tanh
+- plain ? o * v_tanh(c)
++ plain ? o * c
+
+lstm.h: o sees the old cell
+- x = v_fma(v_load(eye + v * Hp + u), c, x)
++ x = v_fma(v_load(eye + v * Hp + u), c_in, x)
+
+lstm.h: backward through i for f
+- dc_in = dc * f;
++ dc_in = dc * i;
+
+lstm.h: backward without tanh's slope
+- dc = v_fma(dh * o, plain ? tanh_grad(t)
++ dc = v_fma(dh * o, plain ? one
+
+lstm.h: backward forgets o's peephole
+- if (eye) dc = v_fma(v_load(eye + (last - 1) * Hp + u), da[last], dc);
++
+
+lstm.h: backward forgets where gates see c
+- dc += doc * o;
++
+
+gru.h: z and 1 - z swapped
+- const vec a = keep ? h_in : n, b = keep ? n : h_in;
++ const vec a = keep ? n : h_in, b = keep ? h_in : n;
+
+gru.h: no reset after
+- v_fma(reset, q, v_load(gate + PLANE_N * Hp))
++ q + v_load(gate + PLANE_N * Hp)
+
+gru.h: no reset before
+- reset * v_load(k->h_in + r * w->Pp + u));
++ v_load(k->h_in + r * w->Pp + u));
+
+gru.h: backward past the reset
+- mask_units(da_n * reset, m)
++ mask_units(da_n, m)
+
+gru.h: backward forgets the direct way
+- v_fma(dq, reset, v_load(carry_h))
++ dq * reset
+
+rnn.h: the state's gradient counted at every step
+- v_store((real *)k->lane->carry_h + r * w->Pp + u, v_zero());
++
+
+sequence.h: the state is a step too old
+- .h_in = state_row(run, lane->h, w->Pp, s),
++ .h_in = state_row(run, lane->h, w->Pp, s ? s - 1 : 0),
+
+kernels.h: the final state is a step too old
+- steps_of(run, r))) + r * ld
++ steps_of(run, r) ? steps_of(run, r) - 1 : 0)) + r * ld
+
+kernels.h: the initial state is forgotten
+- from ? v_load_n(from + outer_batch(run, r) * n
++ 0 ? v_load_n(from + outer_batch(run, r) * n
+
+kernels.h: states stand in sorted order
+- v_store_n(to + outer_batch(run, r) * n + u,
++ v_store_n(to + r * n + u,
+
+sequence.h: reverse starts in the padding
+- (reverse ? run->length[r] - 1 - s : s)
++ (reverse ? run->T - 1 - s : s)
+
+kernels.h: reverse reads forwards
+- outer_row(run, reverse, s, r) - shift
++ outer_row(run, 0, s, r) - shift
+
+kernels.h: the padding is not cleared
+- memset(rows + (t * run->B + run->perm[r]) * ld, 0,
++ memset(rows + (t * run->B + run->perm[r]) * ld, 1,
+
+kernels.h: no bias_hh
+- b += b_hh[block * H + j];
++ b += 0;
+
+kernels.h: bias_hn counted twice
+- b_hh && !(gru && !before && block == 2)
++ b_hh
+
+kernels.h: gru's gates in the wrong order
+- const int block = gru ? (v + 2) % 3 : v;
++ const int block = v;
+
+kernels.h: one peephole for all gates
+- ch[v * H + j]
++ ch[j]
+
+kernels.h: the last product is left out
+- form.fn[rows](a, job->K,
++ form.fn[rows](a, job->K ? job->K - 1 : 0,
+
+sequence.h: no dropout forward
+- if (k->lane->mask) h *=
++ if (0) h *=
+
+sequence.h: no dropout backward
+- return k->lane->mask ?
++ return 0 ?
+
+activation.h: no clipping
+- x = v_clip(f, x);
++
+
+activation.h: backward does not know of clipping
+- if (!f->clipped) return d;
++ return d;
+
+activation.h: a tanh of twenty bits
+- return e / (e + v_set1(2));
++ return e / (e + v_set1(2)) * v_set1(1.000002);
+
+gradient.h: the second direction's dx replaces the first's
+- reverse ? d + v_load_n(to, lanes_left(I, u)) : d
++ d
+
+gradient.h: o's peephole gradient takes the old cell
+- run->lanes[k].c, !is_o, H,
++ run->lanes[k].c, 1, H,
+
+gradient.h: a row is missing in weight gradients
+- grad_4x1[rows](a, depth,
++ grad_4x1[rows](a, depth - 1,
+
+gradient.h: gradients replace what was there
+- vec sum = v_load_n(out + g * LANES, n);
++ vec sum = v_zero();
+""")
+
+# In what the numbers of ordinary calls do not show: other tests must find them.
+NO_BARRIER, BACKWARDS, IN_TRAINING, CHUNKED, UNMASKED = mistakes("""
+sequence.h: threads do not wait
+- if (me->by_panel) frnn_barrier_wait(me->barrier);
++
+
+product.h: one row alone is summed from the end
+- v_set1(row[m][k * step])
++ v_set1(row[m][(rows == 1 ? K - 1 - k : k) * step])
+
+lstm.h: training rounds once more
+- plain ? o * v_tanh(c)
++ plain ? o * v_tanh(c) * v_set1(k->keep ? 1 + FLT_EPSILON : 1)
+
+kernels.h: the third chunk starts anew
+- if (s0 == 0) {
++ if (s0 % 2048 == 0) {
+
+sequence.h: gradients of padding lanes are kept
+- return n == LANES ? a :
++ return 1 ? a :
+""")
+SUBTLE: list[tuple[Wrong, Callable[..., None], tuple[Any, ...]]] = [
+    (BACKWARDS, promises.test_a_row_is_the_same_in_any_batch, ("lstm", 37)),
+    (IN_TRAINING, promises.test_training_changes_nothing, ("lstm", 2)),
+    (CHUNKED, promises.test_a_long_sequence_is_its_parts, ("rnn", 999)),
+    (UNMASKED, promises.test_padding_lanes_may_overflow, ("lstm", np.float32)),
+    (NO_BARRIER, promises.test_threads, ("lstm", "panels", np.float32, fastrnn.set_num_threads)),
+]
+RIGHT = Wrong("fastrnn.h", "nothing changed", "", "")
+ALL = [RIGHT, *WRONG, *(wrong for wrong, _, _ in SUBTLE)]
+
+
+# ---- compiling -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Wrong, Future[Path]]]:
+    """A library for each mistake, in the making: of the generic float32 kernels alone."""
+    if not CSRC.is_dir():
+        pytest.skip("the C sources are not here")
+    if not shutil.which(CC[0]):
+        pytest.skip(f"no C compiler {CC[0]!r}: CC can name another one")
+    folder = tmp_path_factory.mktemp("wrong")
+    (folder / "common").mkdir()
+    common = folder / "common" / "no_double.c"
+    common.write_text('#include "core.h"\nconst frnn_kernels frnn_generic_double = {"generic"};\n')
+    objects = [
+        _compile(source, CSRC)
+        for source in (common, *map(partial(_copy, folder / "common"), ("plan.c", "threads.c", "cpu.c")))
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {wrong: pool.submit(_build, folder / str(k), wrong, objects) for k, wrong in enumerate(ALL)}
+
+
+def _copy(folder: Path, name: str) -> Path:
+    return Path(shutil.copy(CSRC / name, folder))
+
+
+def _compile(source: Path, include: Path) -> Path:
+    made = source.with_suffix(".o")
+    subprocess.run([*CC, *FLAGS, f"-I{include}", "-c", source, "-o", made], check=True)
+    return made
+
+
+def _build(folder: Path, wrong: Wrong, objects: list[Path]) -> Path:
+    shutil.copytree(CSRC, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    changed = folder / wrong.file
+    text = changed.read_text()
+    if wrong is not RIGHT:
+        assert text.count(wrong.right) == 1, f"{wrong.file} holds {wrong.right!r} {text.count(wrong.right)} times"
+        changed.write_text("#include <float.h>\n" + text.replace(wrong.right, wrong.wrong))
+    library = folder / "wrong.so"
+    made = [_compile(folder / "generic.c", folder), *objects]
+    subprocess.run([*CC, "-shared", *made, "-o", library, "-lpthread", "-lm"], check=True)
+    return library
+
+
+LOADED: list[Any] = []  # never closed: each may have threads that sleep in its code
+
+
+@pytest.fixture
+def use(built: dict[Wrong, Future[Path]], monkeypatch: pytest.MonkeyPatch) -> Callable[[Wrong], None]:
+    """Have the C backend be that library."""
+    cffi = pytest.importorskip("cffi")
+    declarations = runpy.run_path(str(CSRC / "build.py"))["declarations"]
+
+    def use(wrong: Wrong) -> None:
+        ffi = cffi.FFI()
+        ffi.cdef(declarations((CSRC / "fastrnn.h").read_text()))
+        LOADED.append(ffi.dlopen(str(built[wrong].result())))
+        monkeypatch.setattr(native, "ffi", ffi, raising=False)
+        monkeypatch.setattr(native, "c", LOADED[-1], raising=False)
+        monkeypatch.setenv("FASTRNN_ISA", "generic")
+
+    return use
+
+
+# ---- wrong kernels ---------------------------------------------------------------------------------------------------
+
+FEW = [case for case in CASES if case.shape.H < 20 and case.shape.B < 20 and not native.unsupported(case.cell)]
+
+
+def failures(module: Any) -> Iterator[str]:
+    """What the check says of each case that the module fails."""
+    for case in FEW:
+        try:
+            check(module, case, np.float32)
+        except AssertionError as error:
+            yield f"{case}: {error}"
+
+
+def test_right_kernels_pass(use: Callable[[Wrong], None]) -> None:
+    use(RIGHT)
+    assert not list(failures(native))
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_wrong_kernels_fail(wrong: Wrong, use: Callable[[Wrong], None]) -> None:
+    use(wrong)
+    assert next(failures(native), None)
+
+
+@pytest.mark.parametrize(("wrong", "promise", "arguments"), SUBTLE, ids=[str(row[0]) for row in SUBTLE])
+def test_broken_promises(
+    wrong: Wrong, promise: Callable[..., None], arguments: tuple[Any, ...], use: Callable[[Wrong], None]
+) -> None:
+    use(RIGHT)
+    promise(GENERIC, *arguments)
+    use(wrong)
+    with pytest.raises(AssertionError):
+        promise(GENERIC, *arguments)
+
+
+# ---- wrong backends of another kind ----------------------------------------------------------------------------------
+
+
+def _backend(forward: Callable[..., Any] = reference.forward, backward: Callable[..., Any] = reference.backward) -> Any:
+    return SimpleNamespace(forward=forward, backward=backward)
+
+
+def _writes_to_x(cell: Any, params: Any, x: Any, *rest: Any, **options: Any) -> Any:
+    result = reference.forward(cell, params, x.copy(), *rest, **options)
+    x[...] = 0
+    return result
+
+
+def _writes_to_params(cell: Any, params: Any, *rest: Any, **options: Any) -> Any:
+    result = reference.forward(cell, {name: array.copy() for name, array in params.items()}, *rest, **options)
+    params["weight_hh_l0"] *= 2
+    return result
+
+
+def _writes_to_state(cell: Any, params: Any, x: Any, state: Any, *rest: Any, **options: Any) -> Any:
+    y, after, tape = reference.forward(cell, params, x, state, *rest, **options)
+    for old, new in zip(promises.parts(() if state is None else state), promises.parts(after), strict=False):
+        old[...] = new
+    return y, after, tape
+
+
+def _of_another_dtype(*given: Any, **options: Any) -> Any:
+    y, state, tape = reference.forward(*given, **options)
+    return y.astype(np.float64), state, tape
+
+
+def _does_not_fill_cells(*given: Any, cells: Any = None, **options: Any) -> Any:
+    return reference.forward(*given, **options)
+
+
+def _forgets_dstate(tape: Any, dy: Any, dstate: Any, dparams: Any = None) -> Any:
+    return reference.backward(tape, dy, None, dparams)
+
+
+def _replaces_gradients(tape: Any, dy: Any, dstate: Any, dparams: Any = None) -> Any:
+    return reference.backward(tape, dy, dstate, None)
+
+
+def _without_dx_of_the_padding(tape: Any, dy: Any, dstate: Any, dparams: Any = None) -> Any:
+    dx, *rest = reference.backward(tape, dy, dstate, dparams)
+    return np.where(dx == 0, 1e-30, dx).astype(dx.dtype), *rest
+
+
+WRONG_BACKENDS = [
+    _backend(_writes_to_x),
+    _backend(_writes_to_params),
+    _backend(_writes_to_state),
+    _backend(_of_another_dtype),
+    _backend(_does_not_fill_cells),
+    _backend(backward=_forgets_dstate),
+    _backend(backward=_replaces_gradients),
+    _backend(backward=_without_dx_of_the_padding),
+]
+
+
+def test_the_reference_passes() -> None:
+    assert not list(failures(_backend()))
+
+
+@pytest.mark.parametrize(
+    "backend", WRONG_BACKENDS, ids=lambda b: next(f.__name__ for f in vars(b).values() if f.__name__[0] == "_")
+)
+def test_wrong_backends_fail(backend: Any) -> None:
+    assert next(failures(backend), None)
