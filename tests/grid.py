@@ -278,6 +278,11 @@ def _wanted(case: Case, dtype: Any) -> tuple[dict[str, np.ndarray], dict[str, fl
     return exact, {name: times * errors[name] + floor * _largest(array) for name, array in exact.items()}
 
 
+def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    """For assertions, which had better not compare bytes: where those differ, pytest in CI spells out how, for hours."""
+    return one.tobytes() == other.tobytes()
+
+
 def _exactly(given: Arrays) -> Arrays:
     """The same numbers in float64."""
 

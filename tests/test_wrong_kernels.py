@@ -304,7 +304,8 @@ def failures(module: Any) -> Iterator[str]:
     """What the check says of each case that the module fails."""
     for case in FEW:
         try:
-            check(module, case, np.float32)
+            with np.errstate(all="ignore"):  # a wrong kernel may yield anything
+                check(module, case, np.float32)
         except AssertionError as error:
             yield f"{case}: {error}"
 
