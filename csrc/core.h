@@ -60,7 +60,7 @@ struct frnn_weights {
 /* One track's buffers in one call. */
 typedef struct frnn_lane {
     const frnn_track *w;
-    void *gates; /* [rows or chunk rows, planes * Hp] */
+    void *gates; /* [rows, planes * Hp], or without a tape [chunk, B, planes * Hp] */
     void *h;     /* taped: [B + rows, Pp], the initial state first; else two of [B, Pp], taken in turn */
     void *c;     /* LSTM: the same with Hp */
     void *m;     /* projection: [rows or B, Hp] the output before it */
@@ -86,7 +86,7 @@ typedef struct frnn_run {
     frnn_lane *lanes; /* [L*D] */
     int taped;
     int64_t chunk;       /* steps whose input product is made at once */
-    int64_t most_rows;   /* the most packed rows in a chunk */
+    int64_t most_rows;   /* chunk * B */
     int size, groups, by_panel; /* how threads share: 2 groups for two directions; by panels of units or by rows */
     frnn_barrier *team, *group[2];
     void *const *scratch; /* per thread */

@@ -84,12 +84,14 @@ INLINE real *state_row(const frnn_run *run, void *base, int64_t ld, int64_t s) {
 INLINE step step_at(const frnn_run *run, int64_t k, int64_t s) {
     const frnn_weights *w = run->weights;
     const frnn_lane *lane = &run->lanes[k];
-    const int64_t n = first(run, s), from = run->taped ? 0 : first(run, s / run->chunk * run->chunk);
+    const int64_t n = first(run, s);
+    /* Without a tape, a row of the batch has the same place in every chunk: threads that share rows do not wait. */
+    const int64_t row = run->taped ? n : s % run->chunk * run->B;
     const int64_t ld = w->planes * w->Hp;
     return (step){
         .run = run, .w = w, .lane = lane, .s = s, .k = k, .reverse = (int)(k % w->spec.num_directions),
         .keep = run->taped, .ld = ld,
-        .gates = (real *)lane->gates + (n - from) * ld,
+        .gates = (real *)lane->gates + row * ld,
         .h_in = state_row(run, lane->h, w->Pp, s), .h_out = state_row(run, lane->h, w->Pp, s + 1),
         .c_in = state_row(run, lane->c, w->Hp, s), .c_out = state_row(run, lane->c, w->Hp, s + 1),
         .m = lane->m ? (real *)lane->m + (run->taped ? n : 0) * w->Hp : NULL,

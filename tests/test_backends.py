@@ -249,6 +249,9 @@ def test_threads(backend: Backend, name: str, shape: str, dtype: Any, threads: A
         wanted = wanted or found
         for key, array in found.items():
             assert_same(array, wanted[key])
+        y, state, _ = net(lengths=lengths)  # which reuses memory from chunk to chunk of time
+        assert_same(y, wanted["y"])
+        assert_same_state(state, tuple(wanted[f"state{k}"] for k in range(len(parts(state)))))
 
 
 @needs_c
