@@ -42,11 +42,11 @@ ERRORS: dict[str, type[Exception]] = {
 }
 
 
-def _check(code: int, what: str) -> None:
-    """Raise the exception that a code of the C library stands for."""
+def _check(code: int, what: str, *details: Any) -> None:
+    """Raise the exception that a code of the C library stands for; `what` is formatted only then."""
     if code:
         error = next(error for name, error in ERRORS.items() if getattr(c, name) == code)
-        raise error(f"{what}: {ffi.string(c.frnn_error(code)).decode()}")
+        raise error(f"{what.format(*details)}: {ffi.string(c.frnn_error(code)).decode()}")
 
 
 # ---- the registry's questions ----------------------------------------------------------------------------------------
@@ -151,17 +151,18 @@ class Engine:
             raise DtypeError(f"the C kernels run float32 and float64, not {self.dtype}")
         out = ffi.new("frnn_weights **")
         isa = chosen_isa().encode()
-        _check(c.frnn_weights_new(_spec(stack, self.dtype), isa, out), f"{stack}")
+        _check(c.frnn_weights_new(_spec(stack, self.dtype), isa, out), "{}", stack)
         self.weights = ffi.gc(out[0], c.frnn_weights_free)
         self.packed: tuple[Any, bool] | None = None
         self.plan = self.new_plan()
         self.pointers = _pointers(stack, params)
+        self.gradients: tuple[Any, Any] = None, None  # the latest dparams, and their pointers
         self.spare: np.ndarray | None = None  # the last tape's memory, for the next one
 
     def new_plan(self) -> Any:
         """A plan of its own for another caller of the same weights."""
         out = ffi.new("frnn_plan **")
-        _check(c.frnn_plan_new(self.weights, out), f"a plan for {self.stack}")
+        _check(c.frnn_plan_new(self.weights, out), "a plan for {}", self.stack)
         return ffi.gc(out[0], c.frnn_plan_free)
 
     def pack(self, backward: bool) -> None:
@@ -176,7 +177,7 @@ class Engine:
 
     def tape_memory(self, call: Any) -> np.ndarray:
         size = c.frnn_tape_bytes(self.weights, call)
-        _check(-min(size, 0), f"the tape of T={call.T}, B={call.B}")
+        _check(-min(size, 0), "the tape of T={}, B={}", call.T, call.B)
         spare, self.spare = self.spare, None
         if spare is not None and size <= spare.nbytes <= 2 * size:
             return spare
@@ -199,7 +200,7 @@ def _pointers(stack: Stack, arrays: Mapping[str, np.ndarray], writable: bool = F
 def _engine(cell: Cell, params: Mapping[str, np.ndarray], backward: bool) -> Engine:
     cache = getattr(params, "cache", None)
     engine = cache.get("c") if cache is not None else None
-    if engine is None or engine.stack.cell != cell:
+    if engine is None or (engine.stack.cell is not cell and engine.stack.cell != cell):
         engine = Engine(cell, params)
         if cache is not None:
             cache["c"] = engine
@@ -218,27 +219,34 @@ def _pointer(array: np.ndarray | None) -> Any:
     return ffi.NULL if array is None else ffi.from_buffer(array)
 
 
+def _call(x: np.ndarray, lengths: np.ndarray | None, masks: np.ndarray | None) -> Any:
+    """A frnn_call of what goes in."""
+    call = ffi.new("frnn_call *")
+    call.T, call.B, _ = x.shape
+    call.x = ffi.from_buffer(x)
+    if masks is not None:
+        call.masks = ffi.from_buffer(masks)
+    if lengths is not None:
+        call.lengths = ffi.from_buffer("int64_t[]", lengths)
+    return call
+
+
 # ---- the contract ----------------------------------------------------------------------------------------------------
 
 
 class Tape:
     """What one forward call kept. The gates become their gradients when backward has run."""
 
-    def __init__(self, engine: Engine, cell: Cell, params: Any, x: np.ndarray, lengths: Any, masks: Any) -> None:
-        self.engine, self.cell, self.params = engine, cell, params
-        self.x, self.lengths, self.masks = x, lengths, masks
+    def __init__(
+        self, engine: Engine, cell: Cell, x: np.ndarray, lengths: Any, masks: Any, memory: np.ndarray
+    ) -> None:
+        self.engine, self.cell, self.x, self.lengths, self.masks = engine, cell, x, lengths, masks
         self.stack = engine.stack
-        self.memory: np.ndarray | None = None
+        self.memory: np.ndarray | None = memory
 
     def call(self) -> Any:
         """The arrays that forward and backward have in common."""
-        call = ffi.new("frnn_call *")
-        call.T, call.B = self.x.shape[:2]
-        call.x = ffi.from_buffer(self.x)
-        call.masks = _pointer(self.masks)
-        if self.lengths is not None:
-            call.lengths = ffi.from_buffer("int64_t[]", self.lengths)
-        return call
+        return _call(self.x, self.lengths, self.masks)
 
     @cached_property
     def layers(self) -> list[LayerTape]:
@@ -297,9 +305,8 @@ class Tape:
 def forward(cell, params, x, state, lengths, train, *, masks=None, cells=None):  # type: ignore[no-untyped-def]
     """The contract's forward: one call of the C library."""
     engine = _engine(cell, params, bool(train))
-    stack, (T, B), dtype = engine.stack, x.shape[:2], x.dtype
-    tape = Tape(engine, cell, params, x, lengths, masks)
-    call = tape.call()
+    stack, (T, B, _), dtype = engine.stack, x.shape, x.dtype
+    call = _call(x, lengths, masks)
     y = _empty((T, B, stack.num_directions * stack.output_size), dtype, "the output")
     hn = _empty((len(stack.suffixes), B, stack.output_size), dtype, "the state")
     call.y, call.hn = ffi.from_buffer(y), ffi.from_buffer(hn)
@@ -310,12 +317,14 @@ def forward(cell, params, x, state, lengths, train, *, masks=None, cells=None): 
             call.h0, call.c0 = ffi.from_buffer(state[0]), ffi.from_buffer(state[1])
     elif state is not None:
         call.h0 = ffi.from_buffer(state)
-    call.cells = _pointer(cells)
+    if cells is not None:
+        call.cells = ffi.from_buffer(cells)
+    tape = None
     if train:
-        tape.memory = engine.tape_memory(call)
+        tape = Tape(engine, cell, x, lengths, masks, engine.tape_memory(call))
         call.tape = ffi.from_buffer(tape.memory)
-    _check(c.frnn_forward(engine.plan, call), f"forward of T={T}, B={B}, {stack}")
-    return y, (hn, cn) if cell.has_c else hn, tape if train else None
+    _check(c.frnn_forward(engine.plan, call), "forward of T={}, B={}, {}", T, B, stack)
+    return y, (hn, cn) if cell.has_c else hn, tape
 
 
 def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
@@ -340,10 +349,12 @@ def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
             grads.dhn, grads.dcn = ffi.from_buffer(dstate[0]), ffi.from_buffer(dstate[1])
     elif dstate is not None:
         grads.dhn = ffi.from_buffer(dstate)
-    table, alive = _pointers(stack, dparams, writable=True)
-    grads.params = table
-    _check(c.frnn_backward(engine.plan, call, grads), f"backward of T={call.T}, B={call.B}, {stack}")
-    del alive
+    known, pointers = engine.gradients
+    if known is not dparams:
+        pointers = _pointers(stack, dparams, writable=True)
+        engine.gradients = dparams, pointers
+    grads.params = pointers[0]
+    _check(c.frnn_backward(engine.plan, call, grads), "backward of T={}, B={}, {}", call.T, call.B, stack)
     engine.spare, tape.memory = tape.memory, None
     return dx, dstate0, dparams
 
@@ -357,7 +368,7 @@ def add_product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     code = c.frnn_multiply(
         size, chosen_isa().encode(), M, N, K, pointers[0], *strides[:2], pointers[1], *strides[2:], ffi.from_buffer(out)
     )
-    _check(code, f"a product of [{M}, {K}] and [{K}, {N}]")
+    _check(code, "a product of [{}, {}] and [{}, {}]", M, K, K, N)
 
 
 class Stepper:
@@ -384,7 +395,7 @@ class Stepper:
         y = np.empty(self.shape, self.dtype)
         code = c.frnn_step(self.plan, self.call, ffi.from_buffer(x), ffi.from_buffer(y))
         if code:
-            _check(code, f"a step of {self.engine.stack}")
+            _check(code, "a step of {}", self.engine.stack)
         return y
 
 
