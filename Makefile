@@ -3,19 +3,27 @@
 #
 #     make demo [TEXT=path]    train a small model on a text and let it write
 #     make test [ARGS=...]     install what the tests need and run them
-#     make lint | asan | tsan | neon | bench | clean
+#     make bench [QUICK=1] [ARGS=...]     time everything beside its rivals: 40 minutes, or 2
+#     make bench-compare BASE=ref         whether this tree's kernels are slower than that one's
+#     make lint | asan | tsan | neon | clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+BENCH_PIP = $(BENCH_BIN)/python -m pip --disable-pip-version-check
+BENCH := .venv-bench
+BENCH_BIN := $(BENCH)/bin
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.[ch] csrc/*.py)
 
 # The test extra of pyproject.toml: what must be there, and what is tested against where it has a wheel.
 TEST_TOOLS := "pytest>=8" pytest-benchmark "setuptools>=77"
 COMPANIONS := numba matplotlib onnx onnxruntime torch==2.13.0
 
-.PHONY: demo test lint asan tsan neon bench clean
+# What the benchmark compares with: in an environment of its own, for they are heavy.
+RIVALS := torch==2.13.0 onnxruntime onnx openvino jax tensorflow-cpu
+
+.PHONY: demo test lint asan tsan neon bench bench-env bench-compare clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -24,27 +32,31 @@ demo: $(VENV)/installed
 test: $(VENV)/tested
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: $(VENV)/tested
-	$(BIN)/python -m pytest bench $(ARGS)
+bench: bench-env
+	$(BENCH_BIN)/python bench/suite.py $(if $(QUICK),--quick,--readme) $(ARGS)
+
+bench-compare: $(VENV)/tested
+	@test -n "$(BASE)" || { echo "make bench-compare needs BASE=<git ref>, what to compare with" >&2; exit 1; }
+	$(BIN)/python bench/regress.py --base $(BASE) $(if $(QUICK),--quick) $(ARGS)
 
 lint: $(VENV)/linted
 	$(BIN)/ruff check
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info fastrnn/*.so .benchmarks .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH) build dist *.egg-info fastrnn/*.so .benchmarks .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # ---- the virtual environment; each file is the time of something done in it ------------------------------------------
 
 # Debian's Python may come without ensurepip but with a pip that can install one into another environment.
-$(VENV)/made:
+$(VENV)/made $(BENCH)/made: %/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	    { echo "fastrnn needs Python 3.10 or later: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@rm -rf $(VENV)
-	@$(PYTHON) -m venv $(VENV) >/dev/null || \
-	    { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip; } || \
-	    { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment (Debian: apt install python3-venv)" >&2; exit 1; }
-	$(PIP) install --quiet --upgrade pip
+	@rm -rf $*
+	@$(PYTHON) -m venv $* >/dev/null || \
+	    { $(PYTHON) -m venv --clear --without-pip $* && $(PYTHON) -m pip --python $*/bin/python install pip; } || \
+	    { rm -rf $*; echo "$(PYTHON) cannot make a virtual environment (Debian: apt install python3-venv)" >&2; exit 1; }
+	$*/bin/python -m pip --disable-pip-version-check install --quiet --upgrade pip
 	@touch $@
 
 $(VENV)/installed: $(VENV)/made $(SOURCES)
@@ -58,6 +70,15 @@ $(VENV)/tested: $(VENV)/made $(SOURCES)
 	    $(PIP) install --quiet --only-binary :all: $$package || \
 	    echo "make: no $$package for this Python and machine; the tests that compare with it are skipped" >&2; done
 	@touch $@ $(VENV)/installed
+
+bench-env: $(BENCH)/installed
+
+$(BENCH)/installed: $(BENCH)/made $(SOURCES)
+	FASTRNN_REQUIRE_C=1 $(BENCH_PIP) install --quiet --editable . numba matplotlib
+	@echo "Installing what the benchmark compares with, once: $(RIVALS)"
+	@for package in $(RIVALS); do $(BENCH_PIP) install --quiet --only-binary :all: $$package || \
+	    echo "make: no $$package for this Python and machine; the benchmark goes without" >&2; done
+	@touch $@
 
 $(VENV)/linted: $(VENV)/made
 	$(PIP) install --quiet ruff

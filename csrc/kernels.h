@@ -75,7 +75,7 @@ static void pack(void *arg, int rank, int size) {
 
 /* ---- one product and what follows it ----------------------------------------------------------------------------- */
 
-typedef void (*pointwise)(const step *, int64_t r, int rows, int64_t p, int panels, const real *z);
+typedef void (*pointwise)(const step *, int64_t r, int rows, int64_t p, int panels, real *z);
 
 /* A product over rows of the batch: from [rows, from_ld] times panels w of `units` outputs, starting from `in`
  * [rows, in_ld] with its vectors `in_plane` apart, or from zero. K is what is summed of the panels' depth. */
@@ -94,19 +94,16 @@ static void run_product(const step *k, const share *me, const scratch *mine, con
     static const real zeros[TILE_VECS * LANES];
     int64_t p, p1;
     share_panels(me, job->units / LANES, &p, &p1);
-    const int64_t panel = job->depth * job->vecs * LANES;
+    const int64_t panel = job->depth * job->vecs * LANES, in_ld = job->in ? job->in_ld : 0;
     while (p < p1 && r0 < r1) {
         const shape form = shape_of(job->vecs, r1 - r0, p1 - p);
         const int64_t width = form.panels * job->vecs * LANES;
         for (int64_t r = r0; r < r1;) {
             const int rows = tile_rows(r1 - r, form.most);
-            const real *a[8];
-            real *in[8], *out[8];
-            for (int m = 0; m < rows; m++) {
-                a[m] = job->from + (r + m) * job->from_ld;
-                in[m] = (real *)(job->in ? job->in + (r + m) * job->in_ld : zeros);
-                out[m] = mine->z + m * width;
-            }
+            const real *a[8], *from = job->from + r * job->from_ld;
+            real *in[8], *out[8], *start = (real *)(job->in ? job->in + r * in_ld : zeros), *z = mine->z;
+            for (int m = 0; m < rows; m++, from += job->from_ld, start += in_ld, z += width)
+                a[m] = from, in[m] = start, out[m] = z;
             form.fn[rows](a, job->K, job->w + p * panel, panel, (edge){in, job->in ? p * LANES : 0, job->in ? job->in_plane : 0},
                           (edge){out, 0, form.panels * LANES});
             job->then(k, r, rows, p, form.panels, mine->z);
@@ -117,7 +114,7 @@ static void run_product(const step *k, const share *me, const scratch *mine, con
 }
 
 /* z: h = W_hr m. */
-static void project_output(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
+static void project_output(const step *k, int64_t r, int rows, int64_t p, int panels, real *z) {
     for (int i = 0; i < rows; i++, r++)
         for (int q = 0; q < panels; q++, z += LANES) {
             v_store(k->h_out + r * k->w->Pp + (p + q) * LANES, v_load(z));
@@ -126,7 +123,7 @@ static void project_output(const step *k, int64_t r, int rows, int64_t p, int pa
 }
 
 /* z: dL/dh of a projected h through the next step. */
-static void project_output_grad(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
+static void project_output_grad(const step *k, int64_t r, int rows, int64_t p, int panels, real *z) {
     for (int i = 0; i < rows; i++, r++)
         for (int q = 0; q < panels; q++, z += LANES) {
             const int64_t u = (p + q) * LANES;
@@ -136,7 +133,7 @@ static void project_output_grad(const step *k, int64_t r, int rows, int64_t p, i
 }
 
 /* z: what flows into the initial state: dL/dh, or dL/dc where the gates see the cell. */
-static void store_state_grad(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
+static void store_state_grad(const step *k, int64_t r, int rows, int64_t p, int panels, real *z) {
     const frnn_weights *w = k->w;
     const int see_cell = w->spec.peephole == FRNN_PEEPHOLE_CELL;
     for (int i = 0; i < rows; i++, r++)

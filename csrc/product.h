@@ -94,8 +94,10 @@ INLINE shape shape_of(int vecs, int64_t rows, int64_t panels) {
 
 /* The rows of the next tile: `left` rows go into the fewest tiles, of nearly the same height. */
 INLINE int tile_rows(int64_t left, int most) {
-    const int64_t tiles = (left + most - 1) / most;
-    return (int)((left + tiles - 1) / tiles);
+    if (left <= most) return (int)left;
+    if (left >= 4 * most) return most; /* the last few share what is then left */
+    const unsigned rows = (unsigned)left, tiles = (rows + (unsigned)most - 1) / (unsigned)most;
+    return (int)((rows + tiles - 1) / tiles);
 }
 
 /* Packing of panels [p0, p1): dst gets [columns / LANES][K][vecs][LANES] of src[v][column * ld + k], zero past the last

@@ -72,6 +72,7 @@ typedef struct step {
     int64_t ld;  /* of a gates row */
     real *gates; /* the gates rows of this step; the others likewise */
     real *h_in, *h_out, *c_in, *c_out, *m, *dh;
+    int64_t y_row, y_origin; /* without lengths the row of y that row 0 writes; with, what y's rows are counted from */
 } step;
 
 /* Row r of a sequence of states at step s: index 0 is the initial one. */
@@ -81,15 +82,20 @@ INLINE real *state_row(const frnn_run *run, void *base, int64_t ld, int64_t s) {
     return (real *)base + (s ? run->B + first(run, s - 1) : 0) * ld;
 }
 
+/* The step that row 0 of a buffer between layers stands for: such a buffer may hold one chunk only. */
+INLINE int64_t origin(const frnn_run *run, int chunked, int64_t s) { return chunked ? s / run->chunk * run->chunk : 0; }
+
 INLINE step step_at(const frnn_run *run, int64_t k, int64_t s) {
     const frnn_weights *w = run->weights;
     const frnn_lane *lane = &run->lanes[k];
     const int64_t n = first(run, s);
     /* Without a tape, a row of the batch has the same place in every chunk: threads that share rows do not wait. */
     const int64_t row = run->taped ? n : s % run->chunk * run->B;
-    const int64_t ld = w->planes * w->Hp;
+    const int64_t ld = w->planes * w->Hp, y_origin = origin(run, lane->y_chunked, s) * run->B;
+    const int reverse = (int)(k % w->spec.num_directions);
     return (step){
-        .run = run, .w = w, .lane = lane, .s = s, .k = k, .reverse = (int)(k % w->spec.num_directions),
+        .run = run, .w = w, .lane = lane, .s = s, .k = k, .reverse = reverse,
+        .y_row = (reverse ? run->T - 1 - s : s) * run->B - y_origin, .y_origin = y_origin,
         .keep = run->taped, .ld = ld,
         .gates = (real *)lane->gates + row * ld,
         .h_in = state_row(run, lane->h, w->Pp, s), .h_out = state_row(run, lane->h, w->Pp, s + 1),
@@ -99,22 +105,24 @@ INLINE step step_at(const frnn_run *run, int64_t k, int64_t s) {
     };
 }
 
-/* The step that row 0 of a buffer between layers stands for: such a buffer may hold one chunk only. */
-INLINE int64_t origin(const frnn_run *run, int chunked, int64_t s) { return chunked ? s / run->chunk * run->chunk : 0; }
+/* The row of y, and of its gradient, that row r writes. */
+INLINE int64_t output_row(const step *k, int64_t r) {
+    return k->run->perm ? outer_row(k->run, k->reverse, k->s, r) - k->y_origin : k->y_row + r;
+}
 
 /* Write units [u, u + LANES) of an output h of row r, as the layer above or the caller wants it. */
 INLINE void put_output(const step *k, int64_t r, int64_t u, vec h) {
     if (!k->lane->y) return;
-    const int64_t row = outer_row(k->run, k->reverse, k->s, r), ld = k->lane->y_ld;
+    const int64_t at = output_row(k, r) * k->lane->y_ld + u;
     const int n = lanes_left(k->w->P, u);
-    if (k->lane->mask) h *= v_load_n((const real *)k->lane->mask + row * ld + u, n);
-    v_store_n((real *)k->lane->y + (row - origin(k->run, k->lane->y_chunked, k->s) * k->run->B) * ld + u, h, n);
+    if (k->lane->mask) h *= v_load_n((const real *)k->lane->mask + at + k->y_origin * k->lane->y_ld, n);
+    v_store_n((real *)k->lane->y + at, h, n);
 }
 
 /* dL/dh of row r as the caller or the layer above gives it. */
 INLINE vec get_output_grad(const step *k, int64_t r, int64_t u) {
     if (!k->lane->dy) return v_zero();
-    const int64_t at = outer_row(k->run, k->reverse, k->s, r) * k->lane->y_ld + u;
+    const int64_t at = output_row(k, r) * k->lane->y_ld + u;
     const int n = lanes_left(k->w->P, u);
     const vec dy = v_load_n((const real *)k->lane->dy + at, n);
     return k->lane->mask ? dy * v_load_n((const real *)k->lane->mask + at, n) : dy;

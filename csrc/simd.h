@@ -99,6 +99,17 @@ INLINE vec v_max(vec a, vec b) { return v_pick(a > b, a, b); }
 
 INLINE vec v_zero(void) { return (vec){0}; }
 
+/* a / b for |b| >= 1, within 0.51 ulp, subnormal quotients zero. A division of 16 lanes takes the multipliers' pipes for
+ * ten cycles; an estimate of 14 bits and one correction of the quotient take four. */
+#if defined(FRNN_ISA_AVX512) && !defined(FRNN_DOUBLE)
+INLINE vec v_div(vec a, vec b) {
+    const vec estimate = _mm512_rcp14_ps(b), quotient = a * estimate;
+    return v_fma(v_fnma(quotient, b, a), estimate, quotient);
+}
+#else
+INLINE vec v_div(vec a, vec b) { return a / b; }
+#endif
+
 /* a where the mask's lanes are all ones, b where they are zero. */
 INLINE vec v_select(bits mask, vec a, vec b) { return (vec)(((bits)a & mask) | ((bits)b & ~mask)); }
 INLINE vec v_abs(vec a) {

@@ -15,7 +15,10 @@ PACKAGE = Path(fastrnn.__file__).parent
 # From the top down. A name stands for the module and, where it is a package, for all in it. "fastrnn" is the
 # package itself, that is __init__.py with the public names.
 ROWS = [
-    {"__main__", "cli", "lm", "demo"},
+    {"__main__"},
+    {"cli", "demo"},
+    {"bench"},
+    {"lm"},
     {"train", "diagnose", "interop"},
     {"fastrnn"},
     {"nn", "optim", "layers", "init"},

@@ -1,0 +1,285 @@
+/* What this machine can do at most: float32 multiply-adds, and reads from a level of its memory.
+ *
+ *     probe fma  THREADS SECONDS          prints GFLOP/s, a multiply-add being two
+ *     probe read THREADS SECONDS BYTES    prints GB/s (1e9), each thread reading its own BYTES over and over
+ *
+ * To be compiled for the very machine: how wide a vector is follows from the flags. A run lasts a few milliseconds,
+ * and of all the runs in SECONDS the best counts: what else the machine does can only slow one down. Not measured:
+ * latency, and writing. Next: probe.py, which compiles this and chooses BYTES.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* sched_setaffinity, madvise */
+#endif
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+
+/* ACCUMULATORS: more than the multiply-adds that can be under way at once (ports times latency: 2 * 5 on x86, 4 * 4 on
+ * Arm), fewer than there are registers. REGISTER: the compiler's letter for a vector register. */
+#if defined(__AVX512F__)
+#define VEC_BYTES 64
+#define ACCUMULATORS 24
+#define REGISTER "v"
+#elif defined(__AVX__)
+#define VEC_BYTES 32
+#define ACCUMULATORS 12
+#define REGISTER "x"
+#elif defined(__x86_64__)
+#define VEC_BYTES 16
+#define ACCUMULATORS 12
+#define REGISTER "x"
+#elif defined(__aarch64__)
+#define VEC_BYTES 16
+#define ACCUMULATORS 24
+#define REGISTER "w"
+#else
+#error "the probe knows x86-64 and 64-bit Arm only"
+#endif
+
+enum {
+    LANES = VEC_BYTES / sizeof(float),
+    LOADS = 8,             /* vectors read by a turn of the loop */
+    BLOCK = LOADS * VEC_BYTES,
+    FMA_TURNS = 1000,      /* turns of the loop that make a pass */
+    HUGE_PAGE = 2 << 20,
+    MAX_THREADS = 1024,
+    RUN_NS = 3000000,      /* a run is made to last this long at least, */
+    LEAST_RUNS = 3         /* and there are so many however long they take */
+};
+
+typedef float vec __attribute__((vector_size(VEC_BYTES)));
+
+/* -------------------------------------------------------------------------------------------------------- kernels */
+
+/* Multiply-adds in registers. The compiler does not know the factor and may not reorder float arithmetic, so it has to
+ * do them all; and as the sum rounds back to a, they can go on for ever. */
+static float fma_passes(size_t passes)
+{
+    volatile float tiny = 1e-9f;
+    const vec factor = (vec){0} + tiny;
+    vec a[ACCUMULATORS];
+    UNROLL for (int i = 0; i < ACCUMULATORS; i++) a[i] = (vec){0} + (float)(i + 1);
+    for (size_t turn = passes * FMA_TURNS; turn > 0; turn--) {
+        UNROLL for (int i = 0; i < ACCUMULATORS; i++) a[i] += a[i] * factor;
+    }
+    UNROLL for (int i = 1; i < ACCUMULATORS; i++) a[0] += a[i];
+    return a[0][0];
+}
+
+/* Loads into registers, and nothing done with them. Two streams, by turns: prefetchers get more out of memory so, and
+ * Zen 4 reaches its full rate from L1 with vectors of 64 bytes only so. After each load all memory may have changed for
+ * all the compiler knows: it loads again in every pass, and in this order. */
+static void read_passes(const vec *data, size_t vectors, size_t passes)
+{
+    const vec *middle = data + vectors / 2;
+    for (; passes > 0; passes--) {
+        for (const vec *p = data, *q = middle; p < middle; p += LOADS / 2, q += LOADS / 2) {
+            UNROLL for (int i = 0; i < LOADS / 2; i++) {
+                __asm__ volatile("" ::REGISTER(p[i]) : "memory");
+                __asm__ volatile("" ::REGISTER(q[i]) : "memory");
+            }
+        }
+    }
+}
+
+/* -------------------------------------------------------------------------------------------------------- threads */
+
+typedef struct probe {
+    int threads;
+    size_t bytes; /* that each thread reads; 0: multiply-adds */
+    size_t passes;
+    atomic_int arrived;
+} probe;
+
+typedef struct worker {
+    probe *probe;
+    int processor; /* to run on; -1: any */
+    vec *data;     /* [bytes] its own */
+    int64_t begin, end;
+    float result; /* of no use but that it takes the work to get it */
+} worker;
+
+static int64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static void fail(const char *what)
+{
+    fprintf(stderr, "probe: %s\n", what);
+    exit(1);
+}
+
+#if defined(__linux__)
+
+/* What tells a processor's core from the others: the first processor on it. */
+static int core_of(int processor)
+{
+    char path[96];
+    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", processor);
+    FILE *file = fopen(path, "r");
+    int core;
+    if (!file || fscanf(file, "%d", &core) != 1 || core < 0 || core >= CPU_SETSIZE)
+        core = processor;
+    if (file)
+        fclose(file);
+    return core;
+}
+
+/* A processor for each worker, on cores of their own as far as there are enough. A single one is left to the
+ * scheduler, which knows the idle cores. */
+static void assign(worker *workers, int threads)
+{
+    cpu_set_t allowed, cores;
+    if (threads == 1 || sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < threads)
+        return;
+    CPU_ZERO(&cores);
+    for (int shared = 0, rank = 0; shared <= 1; shared++) {
+        for (int processor = 0; processor < CPU_SETSIZE && rank < threads; processor++) {
+            if (!CPU_ISSET(processor, &allowed) || (!shared && CPU_ISSET(core_of(processor), &cores)))
+                continue;
+            CPU_SET(core_of(processor), &cores);
+            CPU_CLR(processor, &allowed);
+            workers[rank++].processor = processor;
+        }
+    }
+}
+
+static void move_to(int processor)
+{
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(processor, &one);
+    sched_setaffinity(0, sizeof one, &one);
+}
+
+#else
+
+static void assign(worker *workers, int threads)
+{
+    (void)workers, (void)threads;
+}
+
+static void move_to(int processor)
+{
+    (void)processor;
+}
+
+#endif
+
+/* Memory that its reader is the first to touch, so that it lies near; in huge pages where they can be had, so that
+ * a cache is not measured through the misses of the TLB. */
+static vec *own_data(size_t bytes)
+{
+    void *data;
+    size_t whole = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    if (posix_memalign(&data, HUGE_PAGE, whole) != 0)
+        fail("not enough memory");
+#ifdef MADV_HUGEPAGE
+    madvise(data, whole, MADV_HUGEPAGE);
+#endif
+    memset(data, 1, whole); /* pages never written to may all be one */
+    return data;
+}
+
+static void do_passes(worker *w, size_t passes)
+{
+    if (w->probe->bytes)
+        read_passes(w->data, w->probe->bytes / VEC_BYTES, passes);
+    else
+        w->result = fma_passes(passes);
+}
+
+static void *work(void *arg)
+{
+    worker *w = arg;
+    probe *p = w->probe;
+    if (w->processor >= 0)
+        move_to(w->processor);
+    if (p->bytes && !w->data)
+        w->data = own_data(p->bytes);
+    do_passes(w, 1); /* to fill the caches */
+    atomic_fetch_add(&p->arrived, 1);
+    while (atomic_load(&p->arrived) < p->threads)
+        ;
+    w->begin = now_ns();
+    do_passes(w, p->passes);
+    w->end = now_ns();
+    return NULL;
+}
+
+/* All threads do their passes, while the caller sleeps. Returns ns from the first one's begin to the last one's end:
+ * where they did not run at the same time, it shows. */
+static int64_t run(worker *workers, int threads)
+{
+    pthread_t ids[MAX_THREADS];
+    atomic_store(&workers->probe->arrived, 0);
+    for (int rank = 0; rank < threads; rank++)
+        if (pthread_create(&ids[rank], NULL, work, &workers[rank]) != 0)
+            fail("not so many threads to be had");
+    int64_t begin = INT64_MAX, end = 0;
+    for (int rank = 0; rank < threads; rank++) {
+        pthread_join(ids[rank], NULL);
+        begin = workers[rank].begin < begin ? workers[rank].begin : begin;
+        end = workers[rank].end > end ? workers[rank].end : end;
+    }
+    return end - begin;
+}
+
+/* ns that the quickest thread took: the others may have had to wait for a processor. */
+static int64_t shortest(const worker *workers, int threads)
+{
+    int64_t ns = INT64_MAX;
+    for (int rank = 0; rank < threads; rank++)
+        ns = workers[rank].end - workers[rank].begin < ns ? workers[rank].end - workers[rank].begin : ns;
+    return ns;
+}
+
+/* The best rate of all runs within that time, in units of 1e9 a second; a thread does `units` in a pass. */
+static double best_rate(probe *p, double units, int64_t ns)
+{
+    static worker workers[MAX_THREADS];
+    for (int rank = 0; rank < p->threads; rank++)
+        workers[rank] = (worker){.probe = p, .processor = -1};
+    assign(workers, p->threads);
+    double best = 0;
+    int64_t stop = now_ns() + ns;
+    for (int runs = 0; runs < LEAST_RUNS || now_ns() < stop;) {
+        double rate = units * (double)p->passes * p->threads / (double)run(workers, p->threads);
+        best = rate > best ? rate : best;
+        if (shortest(workers, p->threads) < RUN_NS)
+            p->passes *= 2;
+        else
+            runs++;
+    }
+    return best;
+}
+
+int main(int argc, char **argv)
+{
+    int fma = argc == 4 && strcmp(argv[1], "fma") == 0, reads = argc == 5 && strcmp(argv[1], "read") == 0;
+    if (!fma && !reads)
+        fail("wanted: fma THREADS SECONDS, or read THREADS SECONDS BYTES");
+    probe p = {.threads = atoi(argv[2]), .passes = 1};
+    int64_t ns = (int64_t)(1e9 * atof(argv[3]));
+    if (p.threads < 1 || p.threads > MAX_THREADS)
+        fail("THREADS is from 1 to 1024");
+    if (reads && (p.bytes = strtoull(argv[4], NULL, 10) / BLOCK * BLOCK) == 0)
+        fail("BYTES is at least 1024");
+    printf("%.3f\n", best_rate(&p, fma ? 2.0 * ACCUMULATORS * LANES * FMA_TURNS : (double)p.bytes, ns));
+    return 0;
+}

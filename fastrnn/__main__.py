@@ -1,0 +1,5 @@
+"""`python -m fastrnn` is the command `fastrnn`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,234 @@
+"""The benchmark's harness: its table, its engines' outputs, its processes. Nothing here looks at how long a thing takes."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastrnn
+from fastrnn import cli
+from fastrnn.bench import race
+from fastrnn.bench.cases import CELLS, GRID, QUICK, TABLE, Case, data
+from fastrnn.bench.engines import ENGINES, OURS, Unsupported, prepare
+from fastrnn.bench.worker import STEPS_READ
+
+BENCH = Path(__file__).parents[1] / "bench"
+SMALL = [
+    *(Case(cell, mode, 6, 3, 5) for cell in CELLS for mode in ("inference", "training")),
+    *(Case(cell, "step", 6, 1, 1) for cell in CELLS),
+    *(Case(cell, mode, 5, 2, 4, layers=2, directions=2) for cell in CELLS for mode in ("inference", "training")),
+    *(Case(cell, mode, 4, 5, 6, ragged=True) for cell in CELLS for mode in ("inference", "training")),
+    Case("lstm", "words", 6, 2, 3, layers=2, words=11),
+]
+
+
+# ---------------------------------------------------------------- the table
+
+
+def test_names_tell_cases_apart() -> None:
+    assert len({case.name for case in TABLE}) == len(TABLE)
+    assert Case("gru", "inference", 64, 1, layers=2, directions=2, ragged=True).name == "gru-inference-h64-b1-2x2-ragged"
+
+
+def test_the_grid_is_whole() -> None:
+    for cell in CELLS:
+        for mode in ("inference", "training"):
+            points = {(case.hidden, case.batch) for case in GRID if (case.cell, case.mode) == (cell, mode)}
+            assert points == {(h, b) for h in (16, 64, 128, 256, 512, 1024) for b in (1, 8, 32, 128)}
+    assert set(QUICK) < set(GRID) < set(TABLE)
+
+
+def test_work_is_counted() -> None:
+    case = Case("lstm", "inference", 10, 3, 7)
+    assert case.flops == 2 * 4 * 10 * (10 + 10) * 3 * 7
+    assert replace(case, mode="training").flops == 3 * case.flops
+    assert replace(case, cell="rnn", layers=2, directions=2).flops == 2 * 10 * (2 * 20 + 2 * 30) * 3 * 7
+    assert replace(case, words=50).flops - case.flops == 2 * 10 * 50 * 3 * 7
+    ragged = replace(case, ragged=True)
+    assert ragged.flops == case.flops * ragged.lengths.sum() / 21
+    assert case.bytes_per_step == 4 * 4 * 10 * 10
+
+
+def test_data_follow_the_case() -> None:
+    case = Case("gru", "training", 4, 5, 6, layers=2, directions=2, ragged=True)
+    given = data(case)
+    assert given.x.shape == (6, 5, 4) and given.dy.shape == (6, 5, 8)
+    assert {name: array.shape for name, array in given.params.items()} == case.shapes
+    assert 1 <= given.lengths.min() and given.lengths.max() <= 6
+    past = np.arange(6)[:, None] >= given.lengths
+    assert past.any() and not given.x[past].any() and not given.dy[past].any()
+    assert np.array_equal(given.x, data(case).x)
+
+
+# ---------------------------------------------------------------- engines
+
+
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name not in ("numpy", "torch-compiled")])
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+def test_engines_agree_with_the_reference(engine: str, case: Case) -> None:
+    if missing := ENGINES[engine].missing():
+        pytest.skip(missing)
+    calls = STEPS_READ if case.mode == "step" else 1
+
+    def outputs(name: str) -> dict[str, np.ndarray]:
+        work = prepare(name, case)
+        for _ in range(calls):
+            found = work.run()
+        return work.read(found)
+
+    try:
+        found = outputs(engine)
+    except Unsupported as error:
+        pytest.skip(f"{engine}: {error}")
+    wanted = outputs("numpy")
+    assert wanted.keys() <= found.keys()
+    for name, array in wanted.items():
+        assert race.deviation(found[name], array) < 1e-4, name
+
+
+def test_what_an_engine_cannot_do_it_says() -> None:
+    with pytest.raises(Unsupported, match="no training"):
+        prepare("onnxruntime", SMALL[1])
+
+
+# ---------------------------------------------------------------- judging
+
+
+def test_wrong_outputs_are_marked() -> None:
+    wanted = {"y": np.linspace(-1, 1, 12).reshape(3, 4), "dx": np.ones(3)}
+    right = {"version": "1", "outputs": {name: array + 1e-6 for name, array in wanted.items()}}
+    assert race._judged(dict(right), wanted)["error"] == pytest.approx(1e-6)
+    for wrong in (
+        {"y": wanted["y"] + 0.01, "dx": wanted["dx"]},
+        {"y": np.full((3, 4), np.nan), "dx": wanted["dx"]},
+        {"y": wanted["y"][:2], "dx": wanted["dx"]},
+        {"y": wanted["y"]},
+    ):
+        judged = race._judged({"version": "1", "outputs": wrong}, wanted)
+        assert judged.keys() == {"wrong"}
+    assert race._judged({"skipped": "no training"}, wanted) == {"skipped": "no training"}
+
+
+# ---------------------------------------------------------------- processes
+
+
+def test_a_race() -> None:
+    case = Case("lstm", "training", 6, 3, 5)
+    with race.Race(["c", "numpy"], 1) as r:
+        found = r.run(case, 0.01)
+        again = r.run(replace(case, mode="step", steps=1), 0.01)
+        processes = list(r._processes.values())
+    for record in (*found.values(), *again.values()):
+        assert len(record["blocks"]) == race.BLOCKS and record["runs"] >= race.BLOCKS
+        assert record["time"] == min(times[race.MEDIAN] for times in record["blocks"]) > 0
+        assert all(times == sorted(times) for times in record["blocks"])
+        assert record["error"] < 1e-4
+        assert record["version"] in (fastrnn.__version__, np.__version__)
+    assert not any(process.alive for process in processes)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_an_engine_is_stopped_between_questions() -> None:
+    process = race.Process("numpy", 1)
+    try:
+        process.ask(prepare={"cell": "lstm", "mode": "inference", "hidden": 2, "batch": 1, "steps": 2}, into=os.devnull)
+        os.waitid(os.P_PID, process._process.pid, os.WSTOPPED | os.WNOWAIT)
+        state = Path(f"/proc/{process._process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        assert state == "T"
+    finally:
+        process.close()
+
+
+def test_an_engine_may_die() -> None:
+    process = race.Process("numpy", 1)
+    process._process.send_signal(signal.SIGKILL)
+    process._process.wait()
+    assert "ended with code -9" in process.ask(measure=0.1)["failed"]
+    assert not process.alive
+    process.close()
+
+
+def test_a_failure_is_told(tmp_path: Path) -> None:
+    process = race.Process("c", 1)
+    try:
+        answer: dict[str, Any] = process.ask(
+            prepare={"cell": "lstm", "mode": "inference", "hidden": 2, "batch": 1}, into=str(tmp_path / "no" / "folder")
+        )
+        assert "FileNotFoundError" in answer["failed"]
+        assert process.alive
+    finally:
+        process.close()
+
+
+# ---------------------------------------------------------------- floors
+
+
+@pytest.fixture(scope="module")
+def suite() -> Any:
+    if not BENCH.is_dir():
+        pytest.skip("the suite is not here")
+    return runpy.run_path(str(BENCH / "suite.py"))
+
+
+def test_floors(suite: Any) -> None:
+    ceilings = suite["Ceilings"].from_json(
+        {
+            "caches": {"l1": 1000, "l2": 10_000, "l3": 1_000_000},
+            "fma": {"1": 100.0, "2": 200.0},
+            "read": {
+                "l1": {"1": 50.0, "2": 100.0},
+                "l2": {"1": 20.0, "2": 40.0},
+                "l3": {"1": 10.0, "2": 15.0},
+                "memory": {"1": 4.0, "2": 5.0},
+            },
+        }
+    )
+    many = Case("rnn", "inference", 64, 10_000, 100)
+    assert suite["floor"](many, ceilings, 2) == pytest.approx(many.flops / 200e9)
+    one = Case("rnn", "inference", 64, 1, 100)  # 16 KiB of weights: 8 a thread are in L2, 16 are in L3
+    assert suite["floor"](one, ceilings, 2) == pytest.approx(100 * 4 * 64**2 / 40e9)
+    assert suite["floor"](one, ceilings, 1) == pytest.approx(100 * 4 * 64**2 / 10e9)
+
+
+def test_footprint_counts_what_is_depended_on(suite: Any) -> None:
+    numpy, fastrnn_ = (suite["installed_bytes"]([name]) for name in ("numpy", "fastrnn"))
+    assert fastrnn_ > numpy > 1e6
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_bench_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "SHORT", (Case("lstm", "training", 6, 3, 5), Case("gru", "step", 6, 1, 1)))
+    cli.main(["bench", "--engines", "c,numpy,onnxruntime", "--seconds", "0.01", "--threads", "1"])
+    printed = capsys.readouterr().out
+    assert "1 thread;" in printed and "fastrnn NumPy" in printed
+    (row,) = re.findall(r"^lstm-training-h6-b3 .*$", printed, re.MULTILINE)
+    assert re.fullmatch(r"\S+ +[\d.,]+ +[\d.,]+ \([\d.]+\)( +-)?", row)
+
+
+@pytest.mark.parametrize("arguments", [["bench", "--engines", "tea"], ["bench", "--threads", "0"], ["tea"], []])
+def test_bad_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        cli.main(arguments)
+    assert raised.value.code == 2
+    assert "usage: fastrnn" in capsys.readouterr().err
+
+
+def test_config_command(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["config"])
+    assert fastrnn.__version__ in capsys.readouterr().out
+
+
+def test_ours_are_the_backends() -> None:
+    from fastrnn.backends import REGISTRY
+
+    assert set(OURS) == set(REGISTRY)
