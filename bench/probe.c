@@ -279,7 +279,7 @@ int main(int argc, char **argv)
     if (p.threads < 1 || p.threads > MAX_THREADS)
         fail("THREADS is from 1 to 1024");
     if (reads && (p.bytes = strtoull(argv[4], NULL, 10) / BLOCK * BLOCK) == 0)
-        fail("BYTES is at least 1024");
+        fail("BYTES is at least 512");
     printf("%.3f\n", best_rate(&p, fma ? 2.0 * ACCUMULATORS * LANES * FMA_TURNS : (double)p.bytes, ns));
     return 0;
 }

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,9 @@ def measure(threads: Sequence[int], seconds: float = 0.3) -> Ceilings:
             fma[n] = max(fma[n], _rate(program, "fma", n, seconds / ROUNDS))
             for level, size in working_sets(sizes, n).items():
                 read[level][n] = max(read[level][n], _rate(program, "read", n, seconds / ROUNDS, size))
+    for rates in (fma, *read.values()):
+        for fewer, n in pairwise(counts):
+            rates[n] = max(rates[n], rates[fewer])  # what fewer can do, more can
     return Ceilings(sizes, fma, read)
 
 

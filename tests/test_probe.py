@@ -1,0 +1,134 @@
+"""The machine's ceilings, bench/probe.py: which level of memory holds what, and one quick measurement.
+
+The figures themselves are not judged: they are the machine's. Next: bench/probe.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
+from probe import LEVELS, Ceilings, ProbeError, caches, measure, working_sets
+
+KB, MB = 1 << 10, 1 << 20
+MADE_UP = Ceilings(
+    caches={"l1": 32 * KB, "l2": MB, "l3": 8 * MB},
+    fma={1: 100.0, 4: 390.5},
+    read={level: {1: 10.0 * i, 4: 30.0 * i} for level, i in zip(LEVELS, (4, 3, 2, 1), strict=True)},
+)
+
+
+@pytest.mark.parametrize(
+    "size, threads, level",
+    [
+        (0, 1, "l1"),
+        (32 * KB, 1, "l1"),
+        (32 * KB, 4, "l1"),
+        (32 * KB + 1, 1, "l2"),
+        (MB, 4, "l2"),
+        (MB + 1, 1, "l3"),
+        (2 * MB, 4, "l3"),
+        (2 * MB + 1, 4, "memory"),
+        (2 * MB + 1, 1, "l3"),
+        (8 * MB, 1, "l3"),
+        (8 * MB + 1, 1, "memory"),
+        (1e12, 4, "memory"),
+    ],
+)
+def test_bandwidth_is_that_of_the_level_that_holds_it(size, threads, level):
+    assert MADE_UP.bandwidth(size, threads) == MADE_UP.read[level][threads]
+
+
+def test_bandwidth_of_threads_not_measured():
+    with pytest.raises(KeyError):
+        MADE_UP.bandwidth(KB, 2)
+
+
+def test_json_round_trip():
+    data = MADE_UP.to_json()
+    assert Ceilings.from_json(json.loads(json.dumps(data))) == MADE_UP
+    data["caches"]["l1"] = data["read"]["l1"]["1"] = data["fma"]["1"] = 0
+    assert MADE_UP.caches["l1"] and MADE_UP.read["l1"][1] and MADE_UP.fma[1]
+
+
+def test_caches_grow():
+    sizes = caches()
+    assert list(sizes) == ["l1", "l2", "l3"]
+    assert 0 < sizes["l1"] < sizes["l2"] < sizes["l3"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not describe its caches in files")
+@pytest.mark.parametrize(
+    "told, sizes",
+    [
+        ("1 Data 48K, 1 Instruction 32K, 2 Unified 1280K, 3 Unified 24M", (48 * KB, 1280 * KB, 24 * MB)),
+        ("1 Instruction 64K, 1 Data 48K", (48 * KB, 768 * KB, 12 * MB)),
+        ("1 Unified 16384, 3 Unified 1G", (16 * KB, 256 * KB, 1 << 30)),
+        ("1 Data 32K, 2 Unified 2M, 3 Unified 1M", (32 * KB, 2 * MB, 32 * MB)),
+        ("1 Data, 2 Unified unknown", (32 * KB, 512 * KB, 8 * MB)),
+        ("", (32 * KB, 512 * KB, 8 * MB)),
+    ],
+)
+def test_caches_as_linux_tells_of_them(tmp_path, told, sizes):
+    for i, cache in enumerate(filter(None, told.split(", "))):
+        folder = tmp_path / f"index{i}"
+        folder.mkdir()
+        for name, text in zip(("level", "type", "size"), cache.split(), strict=False):
+            (folder / name).write_text(text + "\n", encoding="utf-8")
+    assert tuple(caches(tmp_path).values()) == sizes
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8, 64])
+@pytest.mark.parametrize("l1, l2, l3", [(32 * KB, MB, 32 * MB), (48 * KB, 2 * MB, 60 * MB), (64 * KB, 128 * KB, MB)])
+def test_working_sets_belong_to_their_levels(l1, l2, l3, threads):
+    sets = working_sets({"l1": l1, "l2": l2, "l3": l3}, threads)
+    assert list(sets) == list(LEVELS)
+    assert KB <= sets["l1"] < l1
+    assert l1 < sets["l2"] <= l2
+    assert l2 < sets["l3"]
+    assert sets["l3"] * threads <= l3 or sets["l3"] == 2 * l2
+    assert sets["memory"] * threads >= 4 * l3
+    assert sets["memory"] * threads <= 1 << 30
+
+
+@pytest.mark.skipif(
+    not os.environ.get("CC") and not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no C compiler"
+)
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "aarch64", "arm64"), reason="the probe knows x86-64 and 64-bit Arm only"
+)
+def test_measure():
+    found = measure([1, 1], seconds=0.02)
+    assert found.caches == caches()
+    assert list(found.fma) == [1]
+    assert found.fma[1] > 0
+    assert list(found.read) == list(LEVELS)
+    for rates in found.read.values():
+        assert list(rates) == [1]
+        assert rates[1] > 0
+    assert found.read["l1"][1] >= found.read["memory"][1]
+
+
+def test_measure_without_a_compiler(monkeypatch, tmp_path):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ProbeError, match="no C compiler"):
+        measure([1])
+
+
+@pytest.mark.parametrize(
+    "compiler, message",
+    [(sys.executable, "does not compile"), ("/nowhere/cc", "cannot be run")],
+    ids=["not one", "none"],
+)
+def test_measure_with_what_is_no_compiler(monkeypatch, compiler, message):
+    monkeypatch.setenv("CC", compiler)
+    with pytest.raises(ProbeError, match=message):
+        measure([1])
