@@ -18,9 +18,9 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import cycle, groupby, permutations
@@ -277,19 +277,6 @@ def abilities(library: Path) -> tuple[list[str], list[str]]:
 # ---------------------------------------------------------------- measuring
 
 
-@contextmanager
-def inherited(folder: Path, isa: str) -> Iterator[None]:
-    """What a process started meanwhile inherits: its folder, which `python -m` would search first, and FASTRNN_ISA."""
-    home, forced = Path.cwd(), os.environ.get("FASTRNN_ISA", "")
-    os.chdir(folder)
-    os.environ["FASTRNN_ISA"] = isa
-    try:
-        yield
-    finally:
-        os.chdir(home)
-        os.environ["FASTRNN_ISA"] = forced
-
-
 PROCESSES = ("base", "base again", "head")
 
 
@@ -303,8 +290,7 @@ def measure(jobs: Sequence[Job], base: Path, head: Path, seconds: float) -> dict
         with ExitStack() as closing:
             processes = []
             for library in (base, base, head):
-                with inherited(library, setting.isa):
-                    processes.append(Process(setting.engine, setting.threads, library))
+                processes.append(Process(setting.engine, setting.threads, library, setting.isa))
                 closing.callback(processes[-1].close)
             for job in chosen:
                 found[job] = rounds(processes, job.case, seconds, base.with_name("outputs.npz"))

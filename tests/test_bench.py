@@ -136,10 +136,11 @@ def test_a_race() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
-def test_an_engine_is_stopped_between_questions() -> None:
+def test_an_engine_is_stopped_between_questions(tmp_path: Path) -> None:
     process = race.Process("numpy", 1)
+    case = {"cell": "lstm", "mode": "inference", "hidden": 2, "batch": 1, "steps": 2}
     try:
-        process.ask(prepare={"cell": "lstm", "mode": "inference", "hidden": 2, "batch": 1, "steps": 2}, into=os.devnull)
+        process.ask(prepare=case, into=str(tmp_path / "outputs"))
         os.waitid(os.P_PID, process._process.pid, os.WSTOPPED | os.WNOWAIT)
         state = Path(f"/proc/{process._process.pid}/stat").read_text().rpartition(")")[2].split()[0]
         assert state == "T"

@@ -133,6 +133,15 @@ def test_a_case_that_is_noisy_itself_is_in_the_noise() -> None:
     assert len(report.slower) == len(JOBS) - 1
 
 
+def test_a_quiet_case_among_noisy_ones_is_in_the_noise() -> None:
+    def measure(jobs: Sequence[Job]) -> dict[Job, Samples]:
+        noisy = {job: Samples([1.0] * 5, [1.44] * 5, [1.2] * 5) for job in jobs}
+        return noisy | {JOBS[0]: Samples([1.0] * 5, [1.0] * 5, [1.4] * 5)}
+
+    report = compare(JOBS, measure, 0.1)
+    assert report.findings[0].verdict == "in the noise" and not report.slower
+
+
 def test_noise_of_many_threads_does_not_hide_what_one_does() -> None:
     quiet, noisy = Machine(lambda job, n: 1.2 if is_victim(job) else 1.0), Machine(lambda job, n: 1.0, placement=0.3)
 

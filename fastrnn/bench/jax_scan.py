@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from itertools import product
 from typing import Any, NamedTuple
 
 import jax
@@ -49,9 +48,10 @@ def version() -> str:
 
 
 def use_threads(threads: int) -> None:
-    """Of XLA's pool, which is made when JAX is first used."""
+    """Of XLA's pool, which is made when JAX is first used. Each call is waited for, so none is handed to a thread."""
     os.environ["NPROC"] = str(threads)
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def prepare(case: Case, given: Data, variant: str) -> Work:
@@ -66,7 +66,7 @@ def prepare(case: Case, given: Data, variant: str) -> Work:
         infer = jax.jit(lambda params, x, lengths: _forward(case, params, x, states, lengths)[0])
         return Work(lambda: infer(params, x, lengths).block_until_ready(), lambda y: {"y": np.asarray(y)})
     if case.mode == "step":
-        step = jax.jit(partial(_forward, case))
+        step = jax.jit(partial(_forward, case), donate_argnums=2)
 
         def advance() -> jax.Array:
             nonlocal states
@@ -98,8 +98,8 @@ def _turned(name: str, array: Any) -> np.ndarray:
 
 def _zeros(case: Case) -> list[State]:
     """The initial states of all layers and directions."""
-    h = jnp.zeros((case.batch, case.hidden))
-    return [(h, h) if case.cell == "lstm" else (h,)] * case.tracks
+    parts = 2 if case.cell == "lstm" else 1
+    return [tuple(jnp.zeros((case.batch, case.hidden)) for _ in range(parts)) for _ in range(case.tracks)]
 
 
 # ---------------------------------------------------------------- the network
@@ -169,8 +169,8 @@ def _words(case: Case, given: Data, params: Params) -> Work:
 
     def loss_of(params: Params, tokens: jax.Array, targets: jax.Array) -> jax.Array:
         y, _ = _forward(case, params, params["embedding"][tokens], states)
-        logits = y @ params["embedding"].T + params["bias"]
-        wanted = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        logits = y.reshape(-1, case.hidden) @ params["embedding"].T + params["bias"]
+        wanted = jnp.take_along_axis(logits, targets.reshape(-1, 1), axis=-1)[:, 0]
         return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - wanted)
 
     @partial(jax.jit, donate_argnums=0)

@@ -1,4 +1,7 @@
-"""fastrnn's backends as engines. A variant is a backend's name."""
+"""fastrnn's backends as engines. A variant is a backend's name.
+
+But for a language model's, it goes by the public names alone: bench/regress.py runs it on older states of the package.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__, backends, layers, lm, set_num_threads
-from ..backends import load
-from ..cell import Cell
-from ..optim import SGD, clip_grad_norm
+from .. import GRU, LSTM, RNN, __version__, backends, set_num_threads
 from .cases import LARGEST_NORM, LEARNING_RATE, Case, Data
 from .engines import Work
+
+LAYERS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 
 
 def missing(backend: str) -> str | None:
     """Why the backend is not here, or None."""
-    return None if backend in backends() else load(backend).missing()
+    if backend in backends():
+        return None
+    from ..backends import load
+
+    return load(backend).missing()
 
 
 def version() -> str:
@@ -33,8 +39,7 @@ def prepare(case: Case, given: Data, backend: str) -> Work:
     """A case of any mode."""
     if case.mode == "words":
         return _words(case, given, backend)
-    layer = layers.Layer.from_cell(
-        Cell(case.cell),
+    layer = LAYERS[case.cell](
         case.hidden,
         case.hidden,
         num_layers=case.layers,
@@ -64,6 +69,9 @@ def prepare(case: Case, given: Data, backend: str) -> Work:
 
 
 def _words(case: Case, given: Data, backend: str) -> Work:
+    from .. import lm
+    from ..optim import SGD, clip_grad_norm
+
     model = lm.LanguageModel(
         case.words, case.hidden, case.hidden, case.layers, case.cell, tied=True, seed=0, backend=backend
     )

@@ -38,12 +38,13 @@ TOLERANCE = 2e-3
 class Process:
     """An engine's process, stopped but for the time of a question."""
 
-    def __init__(self, engine: str, threads: int, path: Path | None = None) -> None:
-        """path: where to import fastrnn from, if not from where this one is."""
+    def __init__(self, engine: str, threads: int, path: Path | None = None, isa: str = "") -> None:
+        """path: where to import fastrnn from, if not from where this one is; isa: what FASTRNN_ISA is to force."""
         self.engine = engine
-        cpus = sorted(os.sched_getaffinity(0))[:threads] if hasattr(os, "sched_getaffinity") else None
         environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
         package = str(path or Path(__file__).parents[2])
+        if isa:
+            environment["FASTRNN_ISA"] = isa
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "fastrnn.bench.worker", engine, str(threads)],
@@ -52,7 +53,7 @@ class Process:
             stderr=subprocess.DEVNULL,
             text=True,
             env=environment,
-            preexec_fn=(lambda: os.sched_setaffinity(0, cpus)) if cpus else None,
+            cwd=package,  # which -m searches first
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:

@@ -34,6 +34,8 @@ def main() -> None:
     """Serve until standard input ends."""
     engine, threads = sys.argv[1], int(sys.argv[2])
     answers = _own_stdout()
+    if hasattr(os, "sched_setaffinity"):  # some libraries take as many threads as they see processors
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     load(engine).use_threads(threads)
     work: Work | None = None
     for line in sys.stdin:
