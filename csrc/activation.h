@@ -48,7 +48,7 @@ INLINE vec v_sigmoid(vec x) {
     const vec bound = v_set1(EXP_BOUND);
     vec two_n;
     const vec p = exp_parts(v_min(bound, v_max(-bound, -x)), &two_n);
-    return v_div(v_set1(1), v_set1(1) + v_fma(two_n, p, two_n));
+    return v_set1(1) / (v_set1(1) + v_fma(two_n, p, two_n));
 }
 
 /* tanh(x) = e / (e + 2) with e = expm1(2x), so that small x keep their relative accuracy. Past the bound
@@ -59,7 +59,7 @@ INLINE vec v_tanh(vec x) {
     vec two_n;
     const vec p = exp_parts(v_min(bound, v_max(-bound, x + x)), &two_n);
     const vec e = v_fma(two_n, p, two_n - v_set1(1));
-    return v_div(e, e + v_set1(2));
+    return e / (e + v_set1(2));
 }
 
 /* exp(x) - 1 for x <= 0 (larger x give 0). Largest error over all float32: 1.1 ulp, 4.2e-8. */

@@ -30,30 +30,23 @@ INLINE void gru_update(const step *k, int64_t r, int64_t u, vec z, vec n) {
 }
 
 /* Reset after: z[] holds a_r, a_z and q; a_n waits in its plane. */
-static void gru_after_forward(const step *k, int64_t r, int rows, int64_t p, int panels, real *z) {
+static void gru_after_forward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
     const frnn_weights *w = k->w;
     const int64_t Hp = w->Hp, plane = panels * LANES;
-    /* First the gates of all, then n and h of all: see lstm_forward_as. What n is made of waits in place of r. */
-    for (int i = 0; i < rows; i++)
+    for (int i = 0; i < rows; i++, r++, z += 3 * plane)
         for (int j = 0; j < panels; j++) {
             const int64_t u = (p + j) * LANES;
-            real *gate = k->gates + (r + i) * k->ld + u, *a = z + 3 * i * plane + j * LANES;
+            real *gate = k->gates + r * k->ld + u;
+            const real *a = z + j * LANES;
             const vec reset = gru_gate(w, v_load(a)), update = gru_gate(w, v_load(a + plane)), q = v_load(a + 2 * plane);
-            v_store(a, v_fma(reset, q, v_load(gate + PLANE_N * Hp)));
-            v_store(a + plane, update);
+            const vec n = gru_candidate(w, v_fma(reset, q, v_load(gate + PLANE_N * Hp)));
+            gru_update(k, r, u, update, n);
             if (k->keep) {
+                v_store(gate + PLANE_N * Hp, n);
                 v_store(gate + PLANE_R * Hp, reset);
                 v_store(gate + PLANE_Z * Hp, update);
                 v_store(gate + PLANE_Q * Hp, q);
             }
-        }
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < panels; j++) {
-            const int64_t u = (p + j) * LANES;
-            const real *a = z + 3 * i * plane + j * LANES;
-            const vec n = gru_candidate(w, v_load(a));
-            gru_update(k, r + i, u, v_load(a + plane), n);
-            if (k->keep) v_store(k->gates + (r + i) * k->ld + PLANE_N * Hp + u, n);
         }
 }
 
@@ -67,7 +60,7 @@ INLINE void gru_update_grad(const step *k, int64_t r, int64_t u, vec dh, vec z, 
 }
 
 /* z[]: dL/dh through the next step. Leaves the gradients of a_n, a_r, a_z and q in their planes. */
-static void gru_after_backward(const step *k, int64_t r, int rows, int64_t p, int panels, real *z) {
+static void gru_after_backward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
     const frnn_weights *w = k->w;
     const int64_t Hp = w->Hp;
     for (int i = 0; i < rows; i++, r++)
@@ -90,7 +83,7 @@ static void gru_after_backward(const step *k, int64_t r, int rows, int64_t p, in
 }
 
 /* Reset before, first part: z[] holds a_r and a_z; leaves r, z and q = r h' in their planes. */
-static void gru_before_forward(const step *k, int64_t r, int rows, int64_t p, int panels, real *z) {
+static void gru_before_forward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
     const frnn_weights *w = k->w;
     const int64_t Hp = w->Hp, plane = panels * LANES;
     for (int i = 0; i < rows; i++, r++, z += 2 * plane)
@@ -105,7 +98,7 @@ static void gru_before_forward(const step *k, int64_t r, int rows, int64_t p, in
 }
 
 /* Second part: z[] holds a_n + W_hn q. */
-static void gru_before_forward_n(const step *k, int64_t r, int rows, int64_t p, int panels, real *z) {
+static void gru_before_forward_n(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
     const frnn_weights *w = k->w;
     for (int i = 0; i < rows; i++, r++)
         for (int j = 0; j < panels; j++, z += LANES) {
@@ -118,7 +111,7 @@ static void gru_before_forward_n(const step *k, int64_t r, int rows, int64_t p, 
 }
 
 /* First part backward: z[] holds dL/dh through the next step. Leaves the gradients of a_n and a_z. */
-static void gru_before_backward(const step *k, int64_t r, int rows, int64_t p, int panels, real *z) {
+static void gru_before_backward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
     const frnn_weights *w = k->w;
     const int64_t Hp = w->Hp;
     for (int i = 0; i < rows; i++, r++)
@@ -136,7 +129,7 @@ static void gru_before_backward(const step *k, int64_t r, int rows, int64_t p, i
 }
 
 /* Second part backward: z[] holds dL/dq. q = r h'. */
-static void gru_before_backward_q(const step *k, int64_t r, int rows, int64_t p, int panels, real *z) {
+static void gru_before_backward_q(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
     const frnn_weights *w = k->w;
     for (int i = 0; i < rows; i++, r++)
         for (int j = 0; j < panels; j++, z += LANES) {

@@ -75,7 +75,7 @@ static void pack(void *arg, int rank, int size) {
 
 /* ---- one product and what follows it ----------------------------------------------------------------------------- */
 
-typedef void (*pointwise)(const step *, int64_t r, int rows, int64_t p, int panels, real *z);
+typedef void (*pointwise)(const step *, int64_t r, int rows, int64_t p, int panels, const real *z);
 
 /* A product over rows of the batch: from [rows, from_ld] times panels w of `units` outputs, starting from `in`
  * [rows, in_ld] with its vectors `in_plane` apart, or from zero. K is what is summed of the panels' depth. */
@@ -114,7 +114,7 @@ static void run_product(const step *k, const share *me, const scratch *mine, con
 }
 
 /* z: h = W_hr m. */
-static void project_output(const step *k, int64_t r, int rows, int64_t p, int panels, real *z) {
+static void project_output(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
     for (int i = 0; i < rows; i++, r++)
         for (int q = 0; q < panels; q++, z += LANES) {
             v_store(k->h_out + r * k->w->Pp + (p + q) * LANES, v_load(z));
@@ -123,7 +123,7 @@ static void project_output(const step *k, int64_t r, int rows, int64_t p, int pa
 }
 
 /* z: dL/dh of a projected h through the next step. */
-static void project_output_grad(const step *k, int64_t r, int rows, int64_t p, int panels, real *z) {
+static void project_output_grad(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
     for (int i = 0; i < rows; i++, r++)
         for (int q = 0; q < panels; q++, z += LANES) {
             const int64_t u = (p + q) * LANES;
@@ -133,7 +133,7 @@ static void project_output_grad(const step *k, int64_t r, int rows, int64_t p, i
 }
 
 /* z: what flows into the initial state: dL/dh, or dL/dc where the gates see the cell. */
-static void store_state_grad(const step *k, int64_t r, int rows, int64_t p, int panels, real *z) {
+static void store_state_grad(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
     const frnn_weights *w = k->w;
     const int see_cell = w->spec.peephole == FRNN_PEEPHOLE_CELL;
     for (int i = 0; i < rows; i++, r++)

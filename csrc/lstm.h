@@ -13,19 +13,17 @@
 #include "activation.h"
 #include "sequence.h"
 
-INLINE void lstm_forward_as(const step *k, int64_t r, int rows, int64_t p, int panels, real *z, const int plain) {
+INLINE void lstm_forward_as(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const int plain) {
     const frnn_weights *w = k->w;
     const int forget = plain ? FRNN_FORGET_GATE : w->spec.forget, gates = plain ? 4 : w->gates;
     const int see_cell = !plain && w->spec.peephole == FRNN_PEEPHOLE_CELL;
     const real *eye = plain ? NULL : k->lane->w->eye;
-    const int64_t Hp = w->Hp, plane = panels * LANES, size = gates * plane;
-    /* First the gates and c of all, then h of all: one after the other, the latency of tanh(c) would stand behind that
-     * of the gates, and a core sees two rows ahead at most. o waits where it came from. */
-    for (int i = 0; i < rows; i++)
+    const int64_t Hp = w->Hp, plane = panels * LANES;
+    for (int i = 0; i < rows; i++, r++, z += gates * plane)
         for (int q = 0; q < panels; q++) {
             const int64_t u = (p + q) * LANES;
-            real *a = z + i * size + q * LANES;
-            const vec c_in = v_load(k->c_in + (r + i) * Hp + u);
+            const real *a = z + q * LANES;
+            const vec c_in = v_load(k->c_in + r * Hp + u);
             vec gate[4]; /* i or f; f; g; o, in the order of the planes */
             int v = 0;
             for (; v < gates - 2; v++) {
@@ -41,39 +39,33 @@ INLINE void lstm_forward_as(const step *k, int64_t r, int rows, int64_t p, int p
             vec x = v_load(a + (v + 1) * plane);
             if (eye) x = v_fma(v_load(eye + v * Hp + u), c, x);
             const vec o = gate[v + 1] = plain ? v_sigmoid(x) : act(&w->act[0], x);
-            v_store(a + (v + 1) * plane, o);
-            v_store(k->c_out + (r + i) * Hp + u, c);
+            const vec h = plain ? o * v_tanh(c) : see_cell ? act(&w->act[2], o * c) : o * act(&w->act[2], c);
+            v_store(k->c_out + r * Hp + u, c);
             if (k->keep)
-                for (int j = 0; j < gates; j++) v_store(k->gates + (r + i) * k->ld + j * Hp + u, gate[j]);
+                for (int j = 0; j < gates; j++) v_store(k->gates + r * k->ld + j * Hp + u, gate[j]);
             if (k->lane->cells) {
                 const int64_t D = w->spec.num_directions;
-                real *row = (real *)k->lane->cells + outer_row(k->run, k->reverse, k->s, r + i) * D * w->H;
+                real *row = (real *)k->lane->cells + outer_row(k->run, k->reverse, k->s, r) * D * w->H;
                 v_store_n(row + k->reverse * w->H + u, c, lanes_left(w->H, u));
             }
-        }
-    for (int i = 0; i < rows; i++)
-        for (int q = 0; q < panels; q++) {
-            const int64_t u = (p + q) * LANES;
-            const vec o = v_load(z + i * size + (gates - 1) * plane + q * LANES), c = v_load(k->c_out + (r + i) * Hp + u);
-            const vec h = plain ? o * v_tanh(c) : see_cell ? act(&w->act[2], o * c) : o * act(&w->act[2], c);
             if (k->m) {
-                v_store(k->m + (r + i) * Hp + u, h);
+                v_store(k->m + r * Hp + u, h);
             } else {
-                v_store(k->h_out + (r + i) * Hp + u, h);
-                put_output(k, r + i, u, h);
+                v_store(k->h_out + r * Hp + u, h);
+                put_output(k, r, u, h);
             }
         }
 }
 
 /* The standard cell is compiled apart: no switches between its vectors. */
-static void lstm_forward(const step *k, int64_t r, int rows, int64_t p, int panels, real *z) {
+static void lstm_forward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
     if (k->w->plain) lstm_forward_as(k, r, rows, p, panels, z, 1);
     else lstm_forward_as(k, r, rows, p, panels, z, 0);
 }
 
 /* z: dL/dh through the next step (through the projection, where there is one: complete), or, where the gates see the
  * cell, dL/dc through the next step's gates. Leaves the gates' gradients in the gates row, dL/dc' in carry_c. */
-INLINE void lstm_backward_as(const step *k, int64_t r, int rows, int64_t p, int panels, real *z, const int plain) {
+INLINE void lstm_backward_as(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const int plain) {
     const frnn_weights *w = k->w;
     const int forget = plain ? FRNN_FORGET_GATE : w->spec.forget, gates = plain ? 4 : w->gates;
     const int see_cell = !plain && w->spec.peephole == FRNN_PEEPHOLE_CELL;
@@ -134,7 +126,7 @@ INLINE void lstm_backward_as(const step *k, int64_t r, int rows, int64_t p, int 
         }
 }
 
-static void lstm_backward(const step *k, int64_t r, int rows, int64_t p, int panels, real *z) {
+static void lstm_backward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
     if (k->w->plain) lstm_backward_as(k, r, rows, p, panels, z, 1);
     else lstm_backward_as(k, r, rows, p, panels, z, 0);
 }

@@ -8,7 +8,7 @@
 #include "activation.h"
 #include "sequence.h"
 
-static void rnn_forward(const step *k, int64_t r, int rows, int64_t p, int panels, real *z) {
+static void rnn_forward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
     for (int i = 0; i < rows; i++, r++)
         for (int q = 0; q < panels; q++, z += LANES) {
             const int64_t u = (p + q) * LANES;
@@ -19,7 +19,7 @@ static void rnn_forward(const step *k, int64_t r, int rows, int64_t p, int panel
 }
 
 /* z: dL/dh through the next step, without dy. Leaves da in the gates row. */
-static void rnn_backward(const step *k, int64_t r, int rows, int64_t p, int panels, real *z) {
+static void rnn_backward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
     const frnn_weights *w = k->w;
     for (int i = 0; i < rows; i++, r++)
         for (int q = 0; q < panels; q++, z += LANES) {

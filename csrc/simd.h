@@ -34,7 +34,7 @@ typedef int32_t bits_t;
 #include <immintrin.h>
 #define FRNN_ISA_NAME "avx512"
 #define VEC_BYTES 64
-#define ACCUMULATORS 24
+#define ACCUMULATORS 28
 #define V_OP(op) PER_TYPE(_mm512_##op##_ps, _mm512_##op##_pd)
 #elif defined(FRNN_ISA_AVX2)
 #include <immintrin.h>
@@ -46,7 +46,7 @@ typedef int32_t bits_t;
 #include <arm_neon.h>
 #define FRNN_ISA_NAME "neon"
 #define VEC_BYTES 16
-#define ACCUMULATORS 24
+#define ACCUMULATORS 28
 #define V_OP(op) PER_TYPE(v##op##q_f32, v##op##q_f64)
 #else
 #define FRNN_ISA_NAME "generic"
@@ -98,17 +98,6 @@ INLINE vec v_max(vec a, vec b) { return v_pick(a > b, a, b); }
 #endif
 
 INLINE vec v_zero(void) { return (vec){0}; }
-
-/* a / b for |b| >= 1, within 0.51 ulp, subnormal quotients zero. A division of 16 lanes takes the multipliers' pipes for
- * ten cycles; an estimate of 14 bits and one correction of the quotient take four. */
-#if defined(FRNN_ISA_AVX512) && !defined(FRNN_DOUBLE)
-INLINE vec v_div(vec a, vec b) {
-    const vec estimate = _mm512_rcp14_ps(b), quotient = a * estimate;
-    return v_fma(v_fnma(quotient, b, a), estimate, quotient);
-}
-#else
-INLINE vec v_div(vec a, vec b) { return a / b; }
-#endif
 
 /* a where the mask's lanes are all ones, b where they are zero. */
 INLINE vec v_select(bits mask, vec a, vec b) { return (vec)(((bits)a & mask) | ((bits)b & ~mask)); }

@@ -177,8 +177,8 @@ activation.h: backward does not know of clipping
 + return d;
 
 activation.h: a tanh of twenty bits
-- return v_div(e, e + v_set1(2));
-+ return v_div(e, e + v_set1(2)) * v_set1(1.000002);
+- return e / (e + v_set1(2));
++ return e / (e + v_set1(2)) * v_set1(1.000002);
 
 gradient.h: the second direction's dx replaces the first's
 - reverse ? d + v_load_n(to, lanes_left(I, u)) : d

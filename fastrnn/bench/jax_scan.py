@@ -20,14 +20,15 @@ from .engines import Work
 
 Params = dict[str, jax.Array]
 State = tuple[jax.Array, ...]  # of a direction: h, and an LSTM's c, [B, H] each
-SMALL = 128  # H up to which a GRU's projection costs a single sequence little inside the scan
+LARGE = 128  # B from which a whole sequence's projections are better not kept
 
 
 class Form(NamedTuple):
     """The ways to write the same network that XLA does not make one of; which is fastest depends on the case.
 
-    inside   the input is projected step by step in the scan, not before it as one product. A product for each step is
-             slower, but XLA vectorises the gates only if their input is not a slice of the sequence
+    inside   the input is projected step by step in the scan, not before it as one product. Many products are slower
+             than one, but XLA vectorises a GRU's gates only if their input is not a slice of the sequence, and of a
+             large batch the projections are much memory
     at_once  an LSTM's sigmoid is taken of all four gates, the candidate included: a pass that is vectorised either way
     """
 
@@ -37,9 +38,10 @@ class Form(NamedTuple):
     @classmethod
     def of(cls, case: Case) -> Form:
         """The fastest for a case, as measured."""
-        if case.mode in ("training", "words"):
-            return cls(inside=case.cell != "rnn" and case.batch >= 32, at_once=False)
-        return cls(inside=case.cell == "gru" and (case.batch > 1 or case.hidden <= SMALL), at_once=True)
+        inference = case.mode in ("inference", "step")
+        if case.cell == "gru" and inference:
+            return cls(inside=64 * case.batch >= case.hidden and case.hidden <= 512, at_once=False)
+        return cls(inside=case.cell != "rnn" and case.batch >= LARGE, at_once=inference)
 
 
 def version() -> str:
