@@ -46,7 +46,7 @@ typedef int32_t bits_t;
 #include <arm_neon.h>
 #define FRNN_ISA_NAME "neon"
 #define VEC_BYTES 16
-#define ACCUMULATORS 28
+#define ACCUMULATORS 24
 #define V_OP(op) PER_TYPE(v##op##q_f32, v##op##q_f64)
 #else
 #define FRNN_ISA_NAME "generic"
