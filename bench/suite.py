@@ -35,10 +35,11 @@ from fastrnn.bench.engines import ENGINES, load
 from fastrnn.bench.race import BLOCKS, Race
 
 RESULTS = ROOT / "bench" / "results"
-SECONDS, QUICK_SECONDS = 0.12, 0.06  # a case and engine, in all blocks
+SECONDS, QUICK_SECONDS = 0.1, 0.06  # a case and engine, in all blocks
 QUICK_ENGINES = ("c", "torch", "onnxruntime", "openvino", "jax")
 LARGEST = {"numba": 512, "numpy": 128}  # the largest H that is worth the wait
-SAMPLE = {"torch-eager": 128}  # the only H of a variant that differs little
+# The only H of engines that differ little from another, or that compile for seconds.
+SAMPLES = {"torch-eager": (128,), "keras": (16, 128, 512)}
 FOOTPRINT = Case("lstm", "inference", 128, 1)
 # What a package is installed as, where that is not the name it is imported by.
 DISTRIBUTIONS = {"tensorflow": "tensorflow-cpu"}
@@ -107,8 +108,8 @@ def left_out(engine: str, case: Case, first: bool) -> str | None:
         return "with all threads only"
     if case.hidden > LARGEST.get(engine, case.hidden):
         return f"too slow for H > {LARGEST[engine]}"
-    if case.hidden != SAMPLE.get(engine, case.hidden) and case.mode != "words":
-        return f"H = {SAMPLE[engine]} only"
+    if case in GRID and case.hidden not in SAMPLES.get(engine, (case.hidden,)):
+        return f"H = {', '.join(map(str, SAMPLES[engine]))} only"
     return None
 
 

@@ -6,6 +6,9 @@ import os
 import re
 import runpy
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,6 +149,29 @@ def test_an_engine_is_stopped_between_questions(tmp_path: Path) -> None:
         assert state == "T"
     finally:
         process.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+def test_an_engine_does_not_outlive_who_asks() -> None:
+    """Stopped as it is, it would never notice."""
+    program = """
+import os, signal, tempfile
+from fastrnn.bench.race import Process
+process = Process("numpy", 1)
+with tempfile.TemporaryDirectory() as folder:
+    case = {"cell": "lstm", "mode": "inference", "hidden": 2, "batch": 1, "steps": 2}
+    assert "version" in process.ask(prepare=case, into=folder + "/outputs")
+print(process._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    printed = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True).stdout
+    state = Path(f"/proc/{int(printed)}/stat")
+    for _ in range(100):
+        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    os.kill(int(printed), signal.SIGKILL)
+    pytest.fail("it is still there")
 
 
 def test_an_engine_may_die() -> None:

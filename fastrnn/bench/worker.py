@@ -12,9 +12,11 @@ end is race.py.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
+import signal
 import sys
 import time
 from typing import Any, TextIO
@@ -34,6 +36,7 @@ def main() -> None:
     """Serve until standard input ends."""
     engine, threads = sys.argv[1], int(sys.argv[2])
     answers = _own_stdout()
+    _die_with_parent()
     if hasattr(os, "sched_setaffinity"):  # some libraries take as many threads as they see processors
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     load(engine).use_threads(threads)
@@ -60,6 +63,13 @@ def _own_stdout() -> TextIO:
     real = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return real
+
+
+def _die_with_parent() -> None:
+    """Not to be left behind, stopped for ever, by a parent that was killed: elsewhere than on Linux it may be."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _prepare(engine: str, case: Case, into: str) -> tuple[Work, dict[str, Any]]:
