@@ -207,14 +207,19 @@ def _identity(engine: str) -> dict[str, str]:
 
 
 IMPORT = "import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)"
+# Linux tells the peak since the program began; getrusage's would be at least that of the process it was forked from.
 FIRST = """
-import dataclasses, resource, sys, time
+import resource, time
 t = time.perf_counter()
 from fastrnn.bench.cases import Case
 from fastrnn.bench.engines import prepare
 prepare({engine!r}, Case(**{case!r})).run()
-scale = 1 if sys.platform == "darwin" else 1024
-print(time.perf_counter() - t, scale * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+seconds = time.perf_counter() - t
+try:
+    peak = next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+except OSError:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(seconds, peak)
 """
 
 
