@@ -3,7 +3,7 @@
 #
 #     make demo [TEXT=path]    train a small model on a text and let it write
 #     make test [ARGS=...]     install what the tests need and run them
-#     make bench [QUICK=1] [ARGS=...]     time everything beside its rivals: 40 minutes, or 2
+#     make bench [QUICK=1] [ARGS=...]     time everything beside its rivals: half an hour, or 2 minutes
 #     make bench-compare BASE=ref         whether this tree's kernels are slower than that one's
 #     make lint | asan | tsan | neon | clean
 

@@ -25,13 +25,14 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+sys.path.insert(0, str(ROOT / "bench"))
+sys.path.insert(0, str(ROOT))
 import report
 from probe import Ceilings, ProbeError, measure
 
 import fastrnn
 from fastrnn.bench.cases import GRID, QUICK, TABLE, Case
-from fastrnn.bench.engines import ENGINES, load
+from fastrnn.bench.engines import ENGINES
 from fastrnn.bench.race import BLOCKS, Race
 
 RESULTS = ROOT / "bench" / "results"
@@ -138,7 +139,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def _save(path: Path, results: dict[str, Any]) -> None:
     """All or nothing: an interrupt leaves the file before."""
     spare = path.with_suffix(".tmp")
-    spare.write_text(json.dumps(results, default=_plain, indent=None, separators=(",", ":")).replace('},{"case"', '},\n{"case"'))
+    text = json.dumps(results, default=_plain, separators=(",", ":"))
+    spare.write_text(text.replace('},{"case"', '},\n{"case"'))  # a line a case, for whoever compares two files
     spare.replace(path)
 
 
@@ -264,7 +266,8 @@ def installed_bytes(packages: Iterable[str]) -> int:
         except importlib.metadata.PackageNotFoundError:  # for another platform or Python
             continue
         if name == "fastrnn":  # installed for development: its files are the checkout's
-            total += sum(path.stat().st_size for path in (ROOT / "fastrnn").rglob("*") if path.suffix != ".pyc" and path.is_file())
+            own = (path for path in (ROOT / "fastrnn").rglob("*") if path.is_file() and path.suffix != ".pyc")
+            total += sum(path.stat().st_size for path in own)
         else:
             files = (distribution.locate_file(file) for file in distribution.files or ())
             total += sum(os.stat(file).st_size for file in map(str, files) if os.path.isfile(file))

@@ -26,7 +26,8 @@ def test_kernel(benchmark, case: Case, engine: str, threads: int) -> None:  # ty
     before = fastrnn.get_num_threads()
     fastrnn.set_num_threads(threads)
     benchmark.group = case.name
-    benchmark.extra_info |= {"flops": case.flops, "threads": threads, "isa": fastrnn.show_config(as_dict=True)["backends"]["c"].get("isa")}
+    isa = fastrnn.show_config(as_dict=True)["backends"]["c"].get("isa")
+    benchmark.extra_info |= {"flops": case.flops, "threads": threads, "isa": isa}
     try:
         benchmark(prepare(engine, case).run)
     finally:

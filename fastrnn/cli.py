@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Times each engine in a process of its own, asked in turn; its outputs are compared first. "
         "I = H = 128, T = 100, float32; a minute or less.",
     )
-    bench.add_argument("--engines", default=",".join(ENGINES_SHOWN), help=f"of {', '.join(ENGINES)}; default: %(default)s")
+    every = f"of {', '.join(ENGINES)}; default: %(default)s"
+    bench.add_argument("--engines", default=",".join(ENGINES_SHOWN), help=every)
     bench.add_argument("--threads", type=int, default=get_num_threads(), help="default: all, %(default)s here")
     bench.add_argument("--seconds", type=float, default=0.2, help="a case and engine; default: %(default)s")
     commands.add_parser("config", help="tell versions, CPU, threads and backends")

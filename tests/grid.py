@@ -279,7 +279,7 @@ def _wanted(case: Case, dtype: Any) -> tuple[dict[str, np.ndarray], dict[str, fl
 
 
 def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
-    """For assertions, which had better not compare bytes: where those differ, pytest in CI spells out how, for hours."""
+    """For assertions, which should not compare bytes: where those differ, pytest in CI spells out how, for hours."""
     return one.tobytes() == other.tobytes()
 
 

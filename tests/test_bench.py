@@ -1,4 +1,4 @@
-"""The benchmark's harness: its table, its engines' outputs, its processes. Nothing here looks at how long a thing takes."""
+"""The benchmark's harness: its table, its engines' outputs, its processes; never how long a thing takes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ SMALL = [
 
 def test_names_tell_cases_apart() -> None:
     assert len({case.name for case in TABLE}) == len(TABLE)
-    assert Case("gru", "inference", 64, 1, layers=2, directions=2, ragged=True).name == "gru-inference-h64-b1-2x2-ragged"
+    case = Case("gru", "inference", 64, 1, layers=2, directions=2, ragged=True)
+    assert case.name == "gru-inference-h64-b1-2x2-ragged"
 
 
 def test_the_grid_is_whole() -> None:
