@@ -24,9 +24,8 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "bench"))
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import report
 from probe import Ceilings, ProbeError, measure
 
@@ -35,6 +34,7 @@ from fastrnn.bench.cases import GRID, QUICK, TABLE, Case
 from fastrnn.bench.engines import ENGINES
 from fastrnn.bench.race import BLOCKS, Race
 
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 SECONDS, QUICK_SECONDS = 0.1, 0.06  # a case and engine, in all blocks
 QUICK_ENGINES = ("c", "torch", "onnxruntime", "openvino", "jax")
