@@ -66,8 +66,10 @@ def _bench(engines: Sequence[str], threads: int, seconds: float) -> None:
             print(f"without {ENGINES[name].title}: {missing}")
         else:
             here.append(name)
+    if not here:
+        raise SystemExit("fastrnn bench: none of these engines is here")
     titles = [ENGINES[name].title for name in here]
-    width = max(map(len, titles), default=0) + 2
+    width = max(map(len, titles)) + 2
     print(f"microseconds, {threads} thread{'s' * (threads != 1)}; in brackets: over the first\n")
     print(f"{'':<26}" + "".join(f"{title:>{width}}" for title in titles))
     with Race(here, threads) as race:

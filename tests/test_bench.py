@@ -251,6 +251,12 @@ def test_bad_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str])
     assert "usage: fastrnn" in capsys.readouterr().err
 
 
+def test_no_engine_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli.ENGINES, "jax", replace(ENGINES["jax"], needs=("no_such_module",)))
+    with pytest.raises(SystemExit, match="none of these engines"):
+        cli.main(["bench", "--engines", "jax"])
+
+
 def test_config_command(capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["config"])
     assert fastrnn.__version__ in capsys.readouterr().out

@@ -7,6 +7,7 @@ the kernels in csrc/kernels.h.
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Mapping
 from functools import cache, cached_property
@@ -156,7 +157,7 @@ class Engine:
         self.packed: tuple[Any, bool] | None = None
         self.plan = self.new_plan()
         self.pointers = _pointers(stack, params)
-        self.gradients: tuple[Any, Any] = None, None  # the latest dparams, and their pointers
+        self.gradients: tuple[tuple[Any, ...], Any] = (), None  # the latest call's gradients, and their pointers
         self.spare: np.ndarray | None = None  # the last tape's memory, for the next one
 
     def new_plan(self) -> Any:
@@ -349,10 +350,11 @@ def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
             grads.dhn, grads.dcn = ffi.from_buffer(dstate[0]), ffi.from_buffer(dstate[1])
     elif dstate is not None:
         grads.dhn = ffi.from_buffer(dstate)
+    arrays = tuple(dparams.values())
     known, pointers = engine.gradients
-    if known is not dparams:
+    if len(known) != len(arrays) or not all(map(operator.is_, known, arrays)):
         pointers = _pointers(stack, dparams, writable=True)
-        engine.gradients = dparams, pointers
+        engine.gradients = arrays, pointers
     grads.params = pointers[0]
     _check(c.frnn_backward(engine.plan, call, grads), "backward of T={}, B={}, {}", call.T, call.B, stack)
     engine.spare, tape.memory = tape.memory, None
