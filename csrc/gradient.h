@@ -1,54 +1,60 @@
-/* After the steps have run backward: gradients of weights, biases and inputs, as products over all rows at once.
+/* After a chunk of steps has run backward: the gradients of weights, biases and inputs that these steps add.
  *
- * dW[u, i] += sum over rows of da[row, u] b[row, i] goes by blocks of GRAD_ROWS rows, packed by each thread for
- * itself; threads share the outputs, never the sum, so that the bits do not depend on their number.
+ * dW[u, i] += sum over rows of da[row, u] b[row, i] goes by blocks of at most GRAD_ROWS rows, packed by each thread for
+ * itself while they are still in a cache; threads share the outputs, never the sum, so that the bits do not depend on
+ * their number.
  */
 #ifndef FRNN_GRADIENT_H
 #define FRNN_GRADIENT_H
 
 #include "sequence.h"
 
-/* Where row n of an operand stands. INPUT: the track's input; STATE: the state before the step (h, or c where the
- * gates see the cell); GATES: a plane of the gates row; MERGED: the output before the projection; OUTPUT_GRAD: dh. */
-typedef enum operand { INPUT, STATE, GATES, MERGED, OUTPUT_GRAD } operand;
+/* What a gate's gradient is multiplied by. INPUT: the track's input; STATE: h before the step; CELL, NEW_CELL: c before
+ * and after it; RESET_STATE: r h; MERGED: the output before the projection. */
+typedef enum operand { INPUT, STATE, CELL, NEW_CELL, RESET_STATE, MERGED } operand;
 
-/* Walks the packed rows: (s, r) of the row n that it stands at. */
-typedef struct walk {
-    int64_t s, r, n;
-} walk;
-INLINE void walk_next(const frnn_run *run, walk *at) {
-    at->n++;
-    if (++at->r == active(run, at->s)) at->r = 0, at->s++;
-}
-static walk walk_to(const frnn_run *run, int64_t n) {
-    walk at = {.n = n};
-    if (run->B && !run->first) at.s = n / run->B, at.r = n % run->B;
-    else if (run->first) {
-        int64_t low = 0, high = run->T; /* the last s with first(s) <= n and rows of its own */
-        while (high - low > 1) {
-            const int64_t middle = (low + high) / 2;
-            if (first(run, middle) <= n) low = middle;
-            else high = middle;
-        }
-        at.s = low, at.r = n - first(run, low);
+/* The step that packed row n belongs to, and its row there. */
+typedef struct place {
+    int64_t s, r;
+} place;
+static place place_of(const frnn_run *run, int64_t n) {
+    if (!run->first) return run->B ? (place){n / run->B, n % run->B} : (place){0, 0};
+    int64_t low = 0, high = run->T; /* the last s with first(s) <= n and rows of its own */
+    while (high - low > 1) {
+        const int64_t middle = (low + high) / 2;
+        if (first(run, middle) <= n) low = middle;
+        else high = middle;
     }
-    return at;
+    return (place){low, n - first(run, low)};
 }
 
-INLINE const real *operand_row(const frnn_run *run, int64_t k, operand what, int plane, const walk *at) {
+/* Where row (s, r) of an operand stands, and how far behind it the next row of that step. */
+INLINE const real *operand_row(const frnn_run *run, int64_t k, operand what, place at, int64_t *ld) {
     const frnn_weights *w = run->weights;
     const frnn_lane *lane = &run->lanes[k];
+    const int64_t n = first(run, at.s) + at.r;
     switch (what) {
-    case INPUT: {
-        const int64_t row = lane->x_packed ? at->n : outer_row(run, (int)(k % w->spec.num_directions), at->s, at->r);
-        return (const real *)lane->x + row * lane->x_ld;
+    case INPUT: *ld = lane->x_ld; break;
+    case STATE: *ld = w->Pp; return state_row(run, lane->h, w->Pp, at.s) + at.r * w->Pp;
+    case CELL: *ld = w->Hp; return state_row(run, lane->c, w->Hp, at.s) + at.r * w->Hp;
+    case NEW_CELL: *ld = w->Hp; return state_row(run, lane->c, w->Hp, at.s + 1) + at.r * w->Hp;
+    case RESET_STATE: *ld = w->planes * w->Hp; return (const real *)lane->gates + n * *ld + PLANE_Q * w->Hp;
+    case MERGED: *ld = w->Hp; return (const real *)lane->m + n * w->Hp;
     }
-    case STATE:
-        if (w->spec.peephole == FRNN_PEEPHOLE_CELL) return state_row(run, lane->c, w->Hp, at->s) + at->r * w->Hp;
-        return state_row(run, lane->h, w->Pp, at->s) + at->r * w->Pp;
-    case GATES: return (const real *)lane->gates + at->n * w->planes * w->Hp + plane * w->Hp;
-    case MERGED: return (const real *)lane->m + at->n * w->Hp;
-    default: return (const real *)lane->dh + at->n * w->Pp;
+    const int64_t row = lane->x_packed ? n : outer_row(run, (int)(k % w->spec.num_directions), at.s, at.r);
+    return (const real *)lane->x + row * lane->x_ld;
+}
+
+/* The rows [n, n + count) of an operand. */
+static void find_rows(const frnn_run *run, int64_t k, operand what, int64_t n, int64_t count, const real **rows) {
+    const int one_by_one = what == INPUT && run->perm; /* sorted rows lie anywhere in the caller's array */
+    place at = place_of(run, n);
+    for (int64_t i = 0; i < count;) {
+        const int64_t end = one_by_one ? i + 1 : least(count, i + active(run, at.s) - at.r);
+        int64_t ld = 0;
+        const real *row = operand_row(run, k, what, at, &ld);
+        for (at.r += end - i; i < end; i++, row += ld) rows[i] = row;
+        if (at.r == active(run, at.s)) at.r = 0, at.s++;
     }
 }
 
@@ -57,21 +63,23 @@ static void add_tile(const scratch *mine, const real *left, const real *right, i
                      real *out, int64_t out_ld) {
     const real *a[8];
     real *to[8];
-    const int panels = (columns + LANES - 1) / LANES, whole = columns == 4 * LANES;
+    const int panels = (columns + LANES - 1) / LANES, whole = columns == panels * LANES;
     for (int m = 0; m < rows; m++) {
         a[m] = left + m;
         to[m] = whole ? out + m * out_ld : mine->z + m * 4 * LANES;
         if (!whole)
             for (int q = 0; q < panels; q++) v_store(to[m] + q * LANES, v_load_n(out + m * out_ld + q * LANES, lanes_left(columns, q * LANES)));
     }
-    const int64_t panel = GRAD_ROWS * LANES;
+    /* The rows that the next tile adds to come from afar: on their way while this one is summed. */
+    for (int m = 0; m < rows; m++)
+        for (int q = 0; q < panels; q++) __builtin_prefetch(out + (m + rows) * out_ld + q * LANES, 1);
     if (panels == 4) {
         const edge e = {to, 0, 0};
-        grad_4x1[rows](a, depth, right, panel, e, e);
+        grad_4x1[rows](a, depth, right, GRAD_ROWS * LANES, &e, &e);
     } else {
         for (int q = 0; q < panels; q++) {
             const edge e = {to, q * LANES, 0};
-            grad_1x1[rows](a, depth, right + q * panel, panel, e, e);
+            grad_1x1[rows](a, depth, right + q * GRAD_ROWS * LANES, 0, &e, &e);
         }
     }
     if (!whole)
@@ -84,110 +92,148 @@ static void add_tile(const scratch *mine, const real *left, const real *right, i
 static void add_group(const scratch *mine, int64_t depth, int64_t height, int64_t width, real *out, int64_t out_ld) {
     for (int64_t q = 0; q < width; q += 4 * LANES)
         for (int64_t m = 0; m < height;) {
-            const int rows = tile_rows(height - m, MOST_ROWS(4));
+            const int rows = tile_rows(height - m, width - q > 3 * LANES ? MOST_ROWS(4) : MOST_ROWS(1));
             add_tile(mine, mine->left + m, mine->right + q * GRAD_ROWS, depth, rows, (int)least(4 * LANES, width - q),
                      out + m * out_ld + q, out_ld);
             m += rows;
         }
 }
 
-/* dW: [units, columns] += sum over rows of left[row, unit] right[row, column], for vectors of units [g0, g1). */
-static void weight_grad(const frnn_run *run, const scratch *mine, int64_t k, operand left, int left_plane, operand right,
-                        int right_plane, int64_t units, int64_t columns, int64_t g0, int64_t g1, real *out) {
-    for (int64_t n0 = 0; n0 < run->rows; n0 += GRAD_ROWS) {
-        const int64_t depth = least(GRAD_ROWS, run->rows - n0);
-        for (int64_t c0 = 0; c0 < columns; c0 += GRAD_COLUMNS) {
-            const int64_t width = least(GRAD_COLUMNS, columns - c0);
-            walk at = walk_to(run, n0);
-            for (int64_t d = 0; d < depth; d++, walk_next(run, &at)) {
-                const real *row = operand_row(run, k, right, right_plane, &at) + c0;
+/* A gradient of weights: [blocks * units, columns] += left^T right, and of the biases beside them: the sums of left. */
+typedef struct weight_grad {
+    const real *left; /* [rows, left_ld]: of each block its units, `plane` reals into the row */
+    int64_t left_ld, units;
+    int blocks;
+    int64_t plane[4];
+    operand right;
+    int64_t columns;
+    real *weight, *bias; /* bias: NULL where there is none */
+} weight_grad;
+
+/* What rows [n0, n1) add to it, this thread's part of the units. */
+static void add_weight_grad(const frnn_run *run, const scratch *mine, int64_t k, const weight_grad *job, int64_t n0,
+                            int64_t n1, int rank, int size) {
+    const int64_t groups = (job->units + LANES - 1) / LANES, all = job->blocks * groups, pieces = (n1 - n0 + GRAD_ROWS - 1) / GRAD_ROWS;
+    for (int64_t piece = 0; piece < pieces; piece++) {
+        const int64_t n = n0 + (n1 - n0) * piece / pieces, depth = n0 + (n1 - n0) * (piece + 1) / pieces - n;
+        find_rows(run, k, job->right, n, depth, mine->from);
+        int64_t c0 = 0;
+        do { /* once at least, for the biases */
+            const int64_t width = least(GRAD_COLUMNS, job->columns - c0);
+            for (int64_t d = 0; d < depth; d++) {
+                const real *from = mine->from[d] + c0;
                 for (int64_t q = 0; q < width; q += LANES)
-                    v_store(mine->right + (q * GRAD_ROWS + d * LANES), v_load_n(row + q, lanes_left(width, q)));
+                    v_store(mine->right + q * GRAD_ROWS + d * LANES, v_load_n(from + q, lanes_left(width, q)));
             }
-            for (int64_t g = g0; g < g1; g++) {
-                walk from = walk_to(run, n0);
-                for (int64_t d = 0; d < depth; d++, walk_next(run, &from))
-                    v_store(mine->left + d * LANES, v_load(operand_row(run, k, left, left_plane, &from) + g * LANES));
-                add_group(mine, depth, least(LANES, units - g * LANES), width, out + g * LANES * columns + c0, columns);
+            for (int64_t i = all * rank / size; i < all * (rank + 1) / size; i++) {
+                const int64_t block = i / groups, u = i % groups * LANES, height = lanes_left(job->units, u);
+                const real *from = job->left + n * job->left_ld + job->plane[block] + u;
+                vec sum[4] = {0}; /* apart, for an addition must not wait for the last one */
+                for (int64_t d = 0; d < depth; d++, from += job->left_ld) {
+                    const vec da = v_load(from);
+                    v_store(mine->left + d * LANES, da);
+                    sum[d % 4] += da;
+                }
+                if (job->bias && c0 == 0) {
+                    real *bias = job->bias + block * job->units + u;
+                    v_store_n(bias, v_load_n(bias, (int)height) + ((sum[0] + sum[1]) + (sum[2] + sum[3])), (int)height);
+                }
+                add_group(mine, depth, height, width, job->weight + (block * job->units + u) * job->columns + c0, job->columns);
             }
+            c0 += GRAD_COLUMNS;
+        } while (c0 < job->columns);
+    }
+}
+
+/* The gradient of a gate's diagonal peephole, [units]: over rows [n0, n1) the sum of da c. */
+static void add_peephole_grad(const frnn_run *run, const scratch *mine, int64_t k, int plane, operand cell, int64_t n0,
+                              int64_t n1, int rank, int size, real *out) {
+    const frnn_weights *w = run->weights;
+    const int64_t groups = w->Hp / LANES, ld = w->planes * w->Hp;
+    for (int64_t n = n0; n < n1; n += GRAD_ROWS) {
+        const int64_t depth = least(GRAD_ROWS, n1 - n);
+        find_rows(run, k, cell, n, depth, mine->from);
+        for (int64_t u = groups * rank / size * LANES; u < groups * (rank + 1) / size * LANES; u += LANES) {
+            const real *da = (const real *)run->lanes[k].gates + n * ld + plane * w->Hp + u;
+            vec sum = v_load_n(out + u, lanes_left(w->H, u));
+            for (int64_t d = 0; d < depth; d++, da += ld) sum = v_fma(v_load(da), v_load(mine->from[d] + u), sum);
+            v_store_n(out + u, sum, lanes_left(w->H, u));
         }
     }
 }
 
-/* db: [units] += sum over rows of a plane, for vectors of units [g0, g1); with `times`, of the plane times c. */
-static void column_sums(const frnn_run *run, int64_t k, int plane, const real *c, int c_before, int64_t units, int64_t g0,
-                        int64_t g1, real *out) {
-    const frnn_weights *w = run->weights;
-    for (int64_t g = g0; g < g1; g++) {
-        const real *a = (const real *)run->lanes[k].gates + plane * w->Hp + g * LANES;
-        const int n = lanes_left(units, g * LANES);
-        vec sum = v_load_n(out + g * LANES, n);
-        walk at = {0};
-        for (; at.n < run->rows; walk_next(run, &at), a += w->planes * w->Hp)
-            if (!c) sum += v_load(a);
-            else sum = v_fma(v_load(a), v_load(state_row(run, (void *)c, w->Hp, at.s + !c_before) + at.r * w->Hp + g * LANES), sum);
-        v_store_n(out + g * LANES, sum, n);
-    }
-}
-
-/* All gradients of a track's parameters, this thread's part of them. grads: the track's six pointers. */
-static void track_grads(const frnn_run *run, const scratch *mine, int64_t k, void *const *grads, int rank, int size) {
+/* What rows [n0, n1) add to the gradients of a track's parameters, this thread's part. grads: the track's six pointers. */
+static void add_track_grads(const frnn_run *run, const scratch *mine, int64_t k, void *const *grads, int64_t n0, int64_t n1,
+                            int rank, int size) {
     const frnn_weights *w = run->weights;
     const frnn_spec *spec = &w->spec;
-    const int64_t H = w->H, P = w->P, I = run->lanes[k].w->I, groups = w->Hp / LANES;
+    const frnn_lane *lane = &run->lanes[k];
+    const int64_t H = w->H, Hp = w->Hp;
     const int gru = spec->kind == FRNN_KIND_GRU, before = gru && spec->reset == FRNN_RESET_BEFORE;
+    const weight_grad of_gates = {.left = lane->gates, .left_ld = w->planes * Hp, .units = H, .blocks = w->gates};
+
+    weight_grad input = of_gates, state = of_gates;
+    input.right = INPUT, input.columns = lane->w->I, input.weight = grads[0], input.bias = grads[2];
+    state.right = spec->peephole == FRNN_PEEPHOLE_CELL ? CELL : STATE;
+    state.columns = w->P, state.weight = grads[1], state.bias = grads[3];
     for (int block = 0; block < w->gates; block++) {
-        /* The blocks' vectors of units are dealt out in one line, so that every thread has its share. */
-        const int64_t all = w->gates * groups, low = all * rank / size, high = all * (rank + 1) / size;
-        const int64_t g0 = low - block * groups > 0 ? least(low - block * groups, groups) : 0;
-        const int64_t g1 = high - block * groups > 0 ? least(high - block * groups, groups) : 0;
-        if (g0 >= g1) continue;
-        const int x_plane = gru ? (block + 1) % 3 : block;
-        const int h_plane = gru && !before ? block + 1 : x_plane;
-        const int on_q = before && block == 2;
-        real *const bx = grads[2] ? (real *)grads[2] + block * H : NULL, *const bh = grads[3] ? (real *)grads[3] + block * H : NULL;
-        weight_grad(run, mine, k, GATES, x_plane, INPUT, 0, H, I, g0, g1, (real *)grads[0] + block * H * I);
-        weight_grad(run, mine, k, GATES, h_plane, on_q ? GATES : STATE, PLANE_Q, H, P, g0, g1, (real *)grads[1] + block * H * P);
-        if (bx) column_sums(run, k, x_plane, NULL, 0, H, g0, g1, bx);
-        if (bh) column_sums(run, k, h_plane, NULL, 0, H, g0, g1, bh);
-        if (grads[5] && block != w->gates - 2) { /* peepholes: all gates but g; o sees the new c */
-            const int is_o = block == w->gates - 1, row = is_o ? block - 1 : block;
-            column_sums(run, k, x_plane, run->lanes[k].c, !is_o, H, g0, g1, (real *)grads[5] + row * H);
-        }
+        input.plane[block] = (gru ? (block + 1) % 3 : block) * Hp;
+        state.plane[block] = gru && !before ? (block + 1) * Hp : input.plane[block];
     }
+    if (before) { /* W_hn has r h beside it */
+        weight_grad candidate = state;
+        candidate.right = RESET_STATE, candidate.plane[0] = state.plane[2], candidate.weight += 2 * H * H;
+        if (candidate.bias) candidate.bias += 2 * H;
+        state.blocks = 2, candidate.blocks = 1;
+        add_weight_grad(run, mine, k, &candidate, n0, n1, rank, size);
+    }
+    add_weight_grad(run, mine, k, &input, n0, n1, rank, size);
+    add_weight_grad(run, mine, k, &state, n0, n1, rank, size);
     if (grads[4]) {
-        const int64_t all = w->Pp / LANES;
-        weight_grad(run, mine, k, OUTPUT_GRAD, 0, MERGED, 0, P, H, all * rank / size, all * (rank + 1) / size, grads[4]);
+        const weight_grad projection = {.left = lane->dh, .left_ld = w->Pp, .units = w->P, .blocks = 1, .right = MERGED,
+                                        .columns = H, .weight = grads[4]};
+        add_weight_grad(run, mine, k, &projection, n0, n1, rank, size);
     }
+    if (grads[5]) /* all gates but g, and o sees the new c */
+        for (int row = 0; row < w->gates - 1; row++) {
+            const int is_o = row == w->gates - 2;
+            add_peephole_grad(run, mine, k, row + is_o, is_o ? NEW_CELL : CELL, n0, n1, rank, size, (real *)grads[5] + row * H);
+        }
 }
 
-/* dx = da W_ih for this thread's packed rows; the second direction adds to what the first has written. */
-static void input_grad(const frnn_run *run, const scratch *mine, int64_t k, real *dx, int rank, int size) {
+/* dx = da W_ih for rows [n0, n1), this thread's part; the second direction adds to what the first has written. */
+static void input_grad(const frnn_run *run, const scratch *mine, int64_t k, real *dx, int64_t n0, int64_t n1, int rank, int size) {
     const frnn_weights *w = run->weights;
     const frnn_lane *lane = &run->lanes[k];
     const int reverse = (int)(k % w->spec.num_directions);
-    const int64_t I = lane->w->I, panels = (I + LANES - 1) / LANES, depth = w->gates * w->Hp;
-    const int64_t n0 = run->rows * rank / size, n1 = run->rows * (rank + 1) / size;
+    const int64_t I = lane->w->I, panels = (I + LANES - 1) / LANES, depth = w->gates * w->Hp, ld = w->planes * w->Hp;
+    const int64_t low = n0 + (n1 - n0) * rank / size, high = n0 + (n1 - n0) * (rank + 1) / size;
+    const int direct = !reverse && I % LANES == 0; /* a tile may then write to dx itself */
     static const real zeros[4 * LANES];
     for (int64_t p = 0; p < panels;) {
-        const shape form = shape_of(1, n1 - n0, panels - p);
-        walk at = walk_to(run, n0);
-        for (int64_t n = n0; n < n1;) {
-            const int rows = tile_rows(n1 - n, form.most);
+        const shape form = shape_of(1, high - low, panels - p);
+        place at = place_of(run, low);
+        for (int64_t n = low; n < high;) {
+            const int rows = tile_rows(high - n, form.most);
             const real *a[8];
-            real *in[8], *out[8];
+            real *in[8], *out[8], *row[8];
             for (int m = 0; m < rows; m++) {
-                a[m] = (const real *)lane->gates + (n + m) * w->planes * w->Hp;
+                a[m] = (const real *)lane->gates + (n + m) * ld;
                 in[m] = (real *)zeros;
-                out[m] = mine->z + m * form.panels * LANES;
+                row[m] = dx + outer_row(run, reverse, at.s, at.r) * I + p * LANES;
+                out[m] = direct ? row[m] : mine->z + m * form.panels * LANES;
+                if (++at.r == active(run, at.s)) at.r = 0, at.s++;
             }
-            form.fn[rows](a, depth, (const real *)lane->w->wxt + p * depth * LANES, depth * LANES, (edge){in, 0, 0}, (edge){out, 0, 0});
-            for (int m = 0; m < rows; m++, n++, walk_next(run, &at))
+            n += rows;
+            const edge start_at = {in, 0, 0}, end_at = {out, 0, 0};
+            form.fn[rows](a, depth, (const real *)lane->w->wxt + p * depth * LANES, depth * LANES, &start_at, &end_at);
+            if (direct) continue;
+            for (int m = 0; m < rows; m++)
                 for (int q = 0; q < form.panels; q++) {
-                    const int64_t u = (p + q) * LANES;
-                    real *to = dx + outer_row(run, reverse, at.s, at.r) * I + u;
                     const vec d = v_load(out[m] + q * LANES);
-                    v_store_n(to, reverse ? d + v_load_n(to, lanes_left(I, u)) : d, lanes_left(I, u));
+                    const int lanes = lanes_left(I, (p + q) * LANES);
+                    real *const to = row[m] + q * LANES;
+                    v_store_n(to, reverse ? d + v_load_n(to, lanes) : d, lanes);
                 }
         }
         p += form.panels;

@@ -15,19 +15,22 @@
 
 /* ---- memory ---------------------------------------------------------------------------------------------------- */
 
+/* Rows that a thread points to: of a chunk's input product, or of a weight gradient's operand. */
+INLINE int64_t row_pointers(const frnn_run *run) { return run->grads ? GRAD_ROWS : run->most_rows; }
+
 static size_t scratch_bytes(const frnn_weights *w, const frnn_run *run) {
     (void)w;
     const size_t reals = (size_t)LANES * (TILE_VECS + (run->grads ? GRAD_ROWS + GRAD_ROWS * GRAD_COLUMNS / LANES : 0));
-    return reals * sizeof(real) + 2 * (size_t)run->most_rows * sizeof(void *);
+    return reals * sizeof(real) + 2 * (size_t)row_pointers(run) * sizeof(void *);
 }
 
 static scratch carve(const frnn_run *run, int rank) {
     scratch mine;
     mine.z = run->scratch[rank];
     mine.from = (const real **)(mine.z + LANES * TILE_VECS);
-    mine.to = (real **)(mine.from + run->most_rows);
+    mine.to = (real **)(mine.from + row_pointers(run));
     if (run->grads) {
-        mine.left = (real *)(mine.to + run->most_rows);
+        mine.left = (real *)(mine.to + row_pointers(run));
         mine.right = mine.left + GRAD_ROWS * LANES;
     }
     return mine;
@@ -92,24 +95,26 @@ typedef struct product {
 
 static void run_product(const step *k, const share *me, const scratch *mine, const product *job, int64_t r0, int64_t r1) {
     static const real zeros[TILE_VECS * LANES];
-    int64_t p, p1;
-    share_panels(me, job->units / LANES, &p, &p1);
+    int64_t p0, p1;
+    share_panels(me, job->units / LANES, &p0, &p1);
     const int64_t panel = job->depth * job->vecs * LANES, in_ld = job->in ? job->in_ld : 0;
-    while (p < p1 && r0 < r1) {
-        const shape form = shape_of(job->vecs, r1 - r0, p1 - p);
-        const int64_t width = form.panels * job->vecs * LANES;
+    /* Weights that outgrow a cache are swept up on one step and down on the next: what was read last is still there. */
+    const int down = (int)(k->s & 1);
+    for (int64_t left = r0 < r1 ? p1 - p0 : 0; left > 0;) {
+        const shape form = shape_of(job->vecs, r1 - r0, left);
+        const int64_t p = down ? p0 + left - form.panels : p1 - left, width = form.panels * job->vecs * LANES;
         for (int64_t r = r0; r < r1;) {
             const int rows = tile_rows(r1 - r, form.most);
             const real *a[8], *from = job->from + r * job->from_ld;
             real *in[8], *out[8], *start = (real *)(job->in ? job->in + r * in_ld : zeros), *z = mine->z;
             for (int m = 0; m < rows; m++, from += job->from_ld, start += in_ld, z += width)
                 a[m] = from, in[m] = start, out[m] = z;
-            form.fn[rows](a, job->K, job->w + p * panel, panel, (edge){in, job->in ? p * LANES : 0, job->in ? job->in_plane : 0},
-                          (edge){out, 0, form.panels * LANES});
+            const edge start_at = {in, job->in ? p * LANES : 0, job->in ? job->in_plane : 0}, end_at = {out, 0, form.panels * LANES};
+            form.fn[rows](a, job->K, job->w + p * panel, panel, &start_at, &end_at);
             job->then(k, r, rows, p, form.panels, mine->z);
             r += rows;
         }
-        p += form.panels;
+        left -= form.panels;
     }
 }
 
@@ -193,12 +198,12 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
     const int reverse = (int)(k % w->spec.num_directions);
     int64_t rows = 0, p, p1;
     for (int64_t s = s0; s < s1; s++) {
-        const step at = step_at(run, k, s);
+        real *gates = gates_row(run, lane, s) + me->r0 * ld;
         const int64_t end = least(me->r1, active(run, s)), shift = origin(run, lane->x_chunked, s) * run->B;
-        for (int64_t r = me->r0; r < end; r++, rows++) {
+        for (int64_t r = me->r0; r < end; r++, rows++, gates += ld) {
             const int64_t row = lane->x_packed ? first(run, s) + r : outer_row(run, reverse, s, r) - shift;
             mine->from[rows] = (const real *)lane->x + row * lane->x_ld;
-            mine->to[rows] = at.gates + r * ld;
+            mine->to[rows] = gates;
         }
     }
     share_panels(me, w->Hp / LANES, &p, &p1);
@@ -209,8 +214,8 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
         const shape form = shape_of(w->gates, rows, p1 - p);
         for (int64_t n = 0; n < rows;) {
             const int height = tile_rows(rows - n, form.most);
-            form.fn[height](mine->from + n, I, (const real *)lane->w->wx + p * panel, panel,
-                            (edge){bias, p * LANES, w->Hp}, (edge){mine->to + n, p * LANES, w->Hp});
+            const edge start_at = {bias, p * LANES, w->Hp}, end_at = {mine->to + n, p * LANES, w->Hp};
+            form.fn[height](mine->from + n, I, (const real *)lane->w->wx + p * panel, panel, &start_at, &end_at);
             n += height;
         }
         if (lane->w->bq) /* q starts from its own bias */
@@ -221,37 +226,42 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
     }
 }
 
-static void forward_step(const frnn_run *run, const share *me, const scratch *mine, int64_t k, int64_t s) {
+/* Steps [from, to) of a chunk, whose input product stands in the gates rows. */
+static void forward_steps(const frnn_run *run, const share *me, const scratch *mine, int64_t k, int64_t from, int64_t to) {
     const frnn_weights *w = run->weights;
     const frnn_track *t = run->lanes[k].w;
-    const step at = step_at(run, k, s);
-    const int64_t r1 = least(me->r1, active(run, s));
     const int gru = w->spec.kind == FRNN_KIND_GRU, before = gru && w->spec.reset == FRNN_RESET_BEFORE;
     const int see_cell = w->spec.peephole == FRNN_PEEPHOLE_CELL;
-    const product gates = {
-        .from = see_cell ? at.c_in : at.h_in, .from_ld = w->Pp, .K = w->P, .depth = w->P, .w = t->wh, .vecs = w->h_vecs,
-        .units = w->Hp, .in = at.gates + w->h_plane * w->Hp, .in_ld = at.ld, .in_plane = w->Hp,
+    step at = step_at(run, k, from);
+    product gates = {
+        .from_ld = w->Pp, .K = w->P, .depth = w->P, .w = t->wh, .vecs = w->h_vecs, .units = w->Hp, .in_ld = at.ld,
+        .in_plane = w->Hp,
         .then = before ? gru_before_forward : gru ? gru_after_forward
                 : w->spec.kind == FRNN_KIND_LSTM ? lstm_forward : rnn_forward,
     };
-    run_product(&at, me, mine, &gates, me->r0, r1);
-    if (before) {
-        const product candidate = {
-            .from = at.gates + PLANE_Q * w->Hp, .from_ld = at.ld, .K = w->H, .depth = w->H, .w = t->wn, .vecs = 1,
-            .units = w->Hp, .in = at.gates + PLANE_N * w->Hp, .in_ld = at.ld, .then = gru_before_forward_n,
-        };
+    for (int64_t s = from; s < to; s++, step_on(&at)) {
+        const int64_t r1 = least(me->r1, active(run, s));
+        gates.from = see_cell ? at.c_in : at.h_in;
+        gates.in = at.gates + w->h_plane * w->Hp;
+        run_product(&at, me, mine, &gates, me->r0, r1);
+        if (before) {
+            const product candidate = {
+                .from = at.gates + PLANE_Q * w->Hp, .from_ld = at.ld, .K = w->H, .depth = w->H, .w = t->wn, .vecs = 1,
+                .units = w->Hp, .in = at.gates + PLANE_N * w->Hp, .in_ld = at.ld, .then = gru_before_forward_n,
+            };
+            share_wait(me);
+            run_product(&at, me, mine, &candidate, me->r0, r1);
+        }
+        if (at.m) {
+            const product projection = {
+                .from = at.m, .from_ld = w->Hp, .K = w->H, .depth = w->H, .w = t->wr, .vecs = 1, .units = w->Pp,
+                .then = project_output,
+            };
+            share_wait(me);
+            run_product(&at, me, mine, &projection, me->r0, r1);
+        }
         share_wait(me);
-        run_product(&at, me, mine, &candidate, me->r0, r1);
     }
-    if (at.m) {
-        const product projection = {
-            .from = at.m, .from_ld = w->Hp, .K = w->H, .depth = w->H, .w = t->wr, .vecs = 1, .units = w->Pp,
-            .then = project_output,
-        };
-        share_wait(me);
-        run_product(&at, me, mine, &projection, me->r0, r1);
-    }
-    share_wait(me);
 }
 
 /* Steps [s0, s1) of a track, with the initial state before the first and the final one after the last. */
@@ -267,7 +277,7 @@ static void forward_track(const frnn_run *run, const share *me, const scratch *m
     for (int64_t from = s0; from < s1; from += run->chunk) {
         const int64_t to = least(s1, from + run->chunk);
         project_input(run, me, mine, k, from, to);
-        for (int64_t s = from; s < to; s++) forward_step(run, me, mine, k, s);
+        forward_steps(run, me, mine, k, from, to);
     }
     if (s1 == run->T) {
         store_state(run, me, lane->h, track_state(run, call->hn, k, w->P), w->P, w->Pp, 0);
@@ -318,52 +328,69 @@ static void forward(void *arg, int rank, int size) {
 
 /* ---- backward ---------------------------------------------------------------------------------------------------- */
 
-/* What flows from step s + 1 into step s through the recurrent product, then step s itself. */
-static void backward_step(const frnn_run *run, const share *me, const scratch *mine, int64_t k, int64_t s) {
+/* Steps [s0, s1) from the last to the first: into each flows what the recurrent product makes of the gates' gradients of
+ * the next. Before the first step stands the initial state, s0 = -1. */
+static void backward_steps(const frnn_run *run, const share *me, const scratch *mine, int64_t k, int64_t s0, int64_t s1) {
     const frnn_weights *w = run->weights;
     const frnn_lane *lane = &run->lanes[k];
-    const step at = step_at(run, k, s < 0 ? 0 : s), next = step_at(run, k, s + 1);
     const int gru = w->spec.kind == FRNN_KIND_GRU, before = gru && w->spec.reset == FRNN_RESET_BEFORE;
-    const int see_cell = w->spec.peephole == FRNN_PEEPHOLE_CELL;
-    const int64_t depth = w->h_vecs * w->Hp;
+    const int64_t depth = w->h_vecs * w->Hp, ld = w->planes * w->Hp;
+    const pointwise then = lane->m ? project_output_grad : before ? gru_before_backward : gru ? gru_after_backward
+                           : w->spec.kind == FRNN_KIND_LSTM ? lstm_backward : rnn_backward;
     product job = {
-        .from = next.gates + w->h_plane * w->Hp, .from_ld = at.ld, .K = depth, .depth = depth, .w = lane->w->wht, .vecs = 1,
-        .units = w->Pp, .in = see_cell ? NULL : lane->carry_h, .in_ld = w->Pp,
-        .then = s < 0 ? store_state_grad : at.m ? project_output_grad : before ? gru_before_backward
-                : gru ? gru_after_backward : w->spec.kind == FRNN_KIND_LSTM ? lstm_backward : rnn_backward,
+        .from_ld = ld, .depth = depth, .w = lane->w->wht, .vecs = 1, .units = w->Pp,
+        .in = w->spec.peephole == FRNN_PEEPHOLE_CELL ? NULL : lane->carry_h, .in_ld = w->Pp,
     };
-    const int64_t r1 = s < 0 ? me->r1 : least(me->r1, active(run, s));
-    const int64_t going_on = least(r1, active(run, s + 1)); /* rows whose last step this is have no next one */
-    run_product(&at, me, mine, &job, me->r0, going_on);
-    job.K = 0;
-    run_product(&at, me, mine, &job, going_on > me->r0 ? going_on : me->r0, r1);
-    if (s >= 0 && at.m) {
-        const product merged = {
-            .from = at.dh, .from_ld = w->Pp, .K = w->P, .depth = w->P, .w = lane->w->wrt, .vecs = 1, .units = w->Hp,
-            .then = lstm_backward,
-        };
+    step at = step_at(run, k, s1 - 1 > 0 ? s1 - 1 : 0);
+    job.from = gates_row(run, lane, s1) + w->h_plane * w->Hp;
+    for (int64_t s = s1 - 1; s >= s0; s--) {
+        const int64_t r1 = s < 0 ? me->r1 : least(me->r1, active(run, s));
+        const int64_t going_on = least(r1, active(run, s + 1)); /* rows whose last step this is have no next one */
+        job.then = s < 0 ? store_state_grad : then;
+        job.K = depth;
+        run_product(&at, me, mine, &job, me->r0, going_on);
+        job.K = 0;
+        run_product(&at, me, mine, &job, going_on > me->r0 ? going_on : me->r0, r1);
+        if (s >= 0 && at.m) {
+            const product merged = {
+                .from = at.dh, .from_ld = w->Pp, .K = w->P, .depth = w->P, .w = lane->w->wrt, .vecs = 1, .units = w->Hp,
+                .then = lstm_backward,
+            };
+            share_wait(me);
+            run_product(&at, me, mine, &merged, me->r0, r1);
+        }
+        if (s >= 0 && before) {
+            const product through_q = {
+                .from = at.gates + PLANE_N * w->Hp, .from_ld = ld, .K = w->Hp, .depth = w->Hp, .w = lane->w->wnt, .vecs = 1,
+                .units = w->Hp, .then = gru_before_backward_q,
+            };
+            share_wait(me);
+            run_product(&at, me, mine, &through_q, me->r0, r1);
+        }
         share_wait(me);
-        run_product(&at, me, mine, &merged, me->r0, r1);
+        job.from = at.gates + w->h_plane * w->Hp;
+        if (s > 0) step_back(&at);
     }
-    if (s >= 0 && before) {
-        const product through_q = {
-            .from = at.gates + PLANE_N * w->Hp, .from_ld = at.ld, .K = w->Hp, .depth = w->Hp, .w = lane->w->wnt, .vecs = 1,
-            .units = w->Hp, .then = gru_before_backward_q,
-        };
-        share_wait(me);
-        run_product(&at, me, mine, &through_q, me->r0, r1);
-    }
-    share_wait(me);
 }
 
-static void backward_track(const frnn_run *run, const share *me, const scratch *mine, int64_t k) {
+/* A track's steps from the last to the first, by chunks: what a chunk of steps adds to the gradients of weights, and of
+ * the input where dx is not NULL, is made while its rows are still in a cache. */
+static void backward_track(const frnn_run *run, const share *me, const scratch *mine, int64_t k, real *dx) {
     const frnn_weights *w = run->weights;
     const frnn_lane *lane = &run->lanes[k];
     const frnn_grads *grads = run->grads;
+    const int64_t chunk = run->B < GRAD_ROWS ? GRAD_ROWS / (run->B ? run->B : 1) : 1;
     load_state(run, me, track_state(run, grads->dhn, k, w->P), w->P, lane->carry_h, w->Pp);
     if (lane->c) load_state(run, me, track_state(run, grads->dcn, k, w->H), w->H, lane->carry_c, w->Hp);
     share_wait(me);
-    for (int64_t s = run->T - 1; s >= -1; s--) backward_step(run, me, mine, k, s);
+    for (int64_t s1 = run->T, s0; s1 >= 0; s1 = s0 ? s0 : -1) {
+        s0 = s1 > chunk ? s1 - chunk : 0;
+        backward_steps(run, me, mine, k, s0 ? s0 : -1, s1);
+        share_meet(me);
+        const int64_t n0 = first(run, s0), n1 = first(run, s1);
+        add_track_grads(run, mine, k, grads->params + 6 * k, n0, n1, me->rank, me->size);
+        if (dx) input_grad(run, mine, k, dx, n0, n1, me->rank, me->size);
+    }
     if (lane->c && w->spec.peephole != FRNN_PEEPHOLE_CELL)
         store_state(run, me, lane->carry_c, track_state(run, grads->dc0, k, w->H), w->H, w->Hp, 1);
 }
@@ -383,13 +410,12 @@ static void backward(void *arg, int rank, int size) {
     const int apart = D == 2 && run->groups == 2 && size > 1;
     clear_past_ends(run, run->grads->dx, w->tracks[0].I, w->tracks[0].I, rank, size);
     for (int64_t layer = w->spec.num_layers - 1; layer >= 0; layer--) {
-        for (int64_t k = layer * D; k < layer * D + D; k++)
-            if (!apart || k % D == group) backward_track(run, &me, &mine, k);
-        if (size > 1) frnn_barrier_wait(run->team);
         real *const dx = layer ? run->mid[layer & 1] : run->grads->dx;
-        for (int64_t k = layer * D; k < layer * D + D; k++) {
-            track_grads(run, &mine, k, run->grads->params + 6 * k, rank, size);
-            if (dx) input_grad(run, &mine, k, dx, rank, size);
+        for (int64_t k = layer * D; k < layer * D + D; k++)
+            if (!apart || k % D == group) backward_track(run, &me, &mine, k, D == 1 ? dx : NULL);
+        if (size > 1) frnn_barrier_wait(run->team);
+        for (int64_t k = layer * D; D == 2 && dx && k < layer * D + D; k++) { /* one after the other: both write all of dx */
+            input_grad(run, &mine, k, dx, 0, run->rows, rank, size);
             if (size > 1) frnn_barrier_wait(run->team);
         }
     }

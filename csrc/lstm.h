@@ -13,11 +13,33 @@
 #include "activation.h"
 #include "sequence.h"
 
-INLINE void lstm_forward_as(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const int plain) {
+/* What a vector of units leaves behind: its new c and h. */
+INLINE void lstm_store(const step *k, int64_t r, int64_t u, vec c, vec h) {
     const frnn_weights *w = k->w;
-    const int forget = plain ? FRNN_FORGET_GATE : w->spec.forget, gates = plain ? 4 : w->gates;
-    const int see_cell = !plain && w->spec.peephole == FRNN_PEEPHOLE_CELL;
-    const real *eye = plain ? NULL : k->lane->w->eye;
+    v_store(k->c_out + r * w->Hp + u, c);
+    if (k->lane->cells) {
+        const int64_t D = w->spec.num_directions;
+        real *row = (real *)k->lane->cells + outer_row(k->run, k->reverse, k->s, r) * D * w->H;
+        v_store_n(row + k->reverse * w->H + u, c, lanes_left(w->H, u));
+    }
+    if (k->m) {
+        v_store(k->m + r * w->Hp + u, h);
+    } else {
+        v_store(k->h_out + r * w->Pp + u, h);
+        put_output(k, r, u, h);
+    }
+}
+
+INLINE void lstm_keep(const step *k, int64_t r, int64_t u, int gates, const vec *gate) {
+    if (!k->keep) return;
+    for (int v = 0; v < gates; v++) v_store(k->gates + r * k->ld + v * k->w->Hp + u, gate[v]);
+}
+
+/* Any cell. */
+static void lstm_forward_any(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
+    const frnn_weights *w = k->w;
+    const int forget = w->spec.forget, gates = w->gates, see_cell = w->spec.peephole == FRNN_PEEPHOLE_CELL;
+    const real *eye = k->lane->w->eye;
     const int64_t Hp = w->Hp, plane = panels * LANES;
     for (int i = 0; i < rows; i++, r++, z += gates * plane)
         for (int q = 0; q < panels; q++) {
@@ -29,38 +51,45 @@ INLINE void lstm_forward_as(const step *k, int64_t r, int rows, int64_t p, int p
             for (; v < gates - 2; v++) {
                 vec x = v_load(a + v * plane);
                 if (eye) x = v_fma(v_load(eye + v * Hp + u), c_in, x);
-                gate[v] = plain ? v_sigmoid(x) : act(&w->act[0], x);
+                gate[v] = act(&w->act[0], x);
             }
-            const vec g = gate[v] = plain ? v_tanh(v_load(a + v * plane)) : act(&w->act[1], v_load(a + v * plane));
+            const vec g = gate[v] = act(&w->act[1], v_load(a + v * plane));
             vec c;
             if (forget == FRNN_FORGET_GATE) c = v_fma(gate[1], c_in, gate[0] * g);
             else if (forget == FRNN_FORGET_NONE) c = v_fma(gate[0], g, c_in);
             else c = v_fma(gate[0], c_in, v_fnma(gate[0], g, g));
             vec x = v_load(a + (v + 1) * plane);
             if (eye) x = v_fma(v_load(eye + v * Hp + u), c, x);
-            const vec o = gate[v + 1] = plain ? v_sigmoid(x) : act(&w->act[0], x);
-            const vec h = plain ? o * v_tanh(c) : see_cell ? act(&w->act[2], o * c) : o * act(&w->act[2], c);
-            v_store(k->c_out + r * Hp + u, c);
-            if (k->keep)
-                for (int j = 0; j < gates; j++) v_store(k->gates + r * k->ld + j * Hp + u, gate[j]);
-            if (k->lane->cells) {
-                const int64_t D = w->spec.num_directions;
-                real *row = (real *)k->lane->cells + outer_row(k->run, k->reverse, k->s, r) * D * w->H;
-                v_store_n(row + k->reverse * w->H + u, c, lanes_left(w->H, u));
-            }
-            if (k->m) {
-                v_store(k->m + r * Hp + u, h);
-            } else {
-                v_store(k->h_out + r * Hp + u, h);
-                put_output(k, r, u, h);
-            }
+            const vec o = gate[v + 1] = act(&w->act[0], x);
+            lstm_keep(k, r, u, gates, gate);
+            lstm_store(k, r, u, c, see_cell ? act(&w->act[2], o * c) : o * act(&w->act[2], c));
         }
 }
 
-/* The standard cell is compiled apart: no switches between its vectors. */
+/* The standard cell: no switches between its vectors, and all of a tile's c before the first u(c), which waits for it. */
+static void lstm_forward_plain(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
+    const int64_t Hp = k->w->Hp, plane = panels * LANES;
+    vec c[8], o[8], *at_c = c, *at_o = o;
+    for (int i = 0; i < rows; i++, z += 4 * plane)
+        for (int q = 0; q < panels; q++) {
+            const int64_t u = (p + q) * LANES;
+            const real *a = z + q * LANES;
+            vec x[4] = {v_load(a), v_load(a + plane), v_load(a + 3 * plane), v_load(a + 2 * plane)};
+            v_sigmoids_tanhs(3, 1, x);
+            const vec gate[4] = {x[0], x[1], x[3], x[2]}; /* i f g o */
+            lstm_keep(k, r + i, u, 4, gate);
+            *at_c++ = v_fma(gate[1], v_load(k->c_in + (r + i) * Hp + u), gate[0] * gate[2]);
+            *at_o++ = gate[3];
+        }
+    at_c = c, at_o = o;
+    for (int i = 0; i < rows; i++)
+        for (int q = 0; q < panels; q++, at_c++, at_o++)
+            lstm_store(k, r + i, (p + q) * LANES, *at_c, *at_o * v_tanh(*at_c));
+}
+
 static void lstm_forward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
-    if (k->w->plain) lstm_forward_as(k, r, rows, p, panels, z, 1);
-    else lstm_forward_as(k, r, rows, p, panels, z, 0);
+    if (k->w->plain) lstm_forward_plain(k, r, rows, p, panels, z);
+    else lstm_forward_any(k, r, rows, p, panels, z);
 }
 
 /* z: dL/dh through the next step (through the projection, where there is one: complete), or, where the gates see the

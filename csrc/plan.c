@@ -4,8 +4,10 @@
  * handed to the team with the kernels of the chosen instruction set. Next: kernels.h, what a thread then does.
  */
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "core.h"
 #include "cpu.h"
@@ -14,18 +16,33 @@
 
 enum { ALIGNMENT = 128 }; /* bytes, at least a cache line and a vector */
 
-/* The cost model: what a thread does in a nanosecond, and what meeting another costs. Only ratios matter, and only
- * near the points where one way of sharing overtakes another. */
-static const double FLOPS_PER_NS = 100;    /* of float32 FMAs, one thread */
-static const double L2_BYTES_PER_NS = 80;  /* read, one thread */
-static const double L3_BYTES_PER_NS = 30;  /* read, each of several threads */
-static const double BARRIER_NS = 400;      /* a barrier of running threads */
-static const double TEAM_NS = 8000;        /* waking the team */
+/* The cost model: bench/costs.py measures what can be measured by itself. Only ratios matter, and only near the points
+ * where one way of sharing overtakes another; where alone and together are close, calls are timed both ways. */
+static const double FLOPS_PER_NS = 150;    /* of float32 FMAs, one thread */
+static const double L2_BYTES_PER_NS = 120; /* read, one thread */
+static const double L3_BYTES_PER_NS = 60;  /* read, each of several threads */
+static const double GATE_NS = 4;           /* a vector of units' gate: its activation and what goes with it */
+static const double STEP_NS = 50;          /* what a step costs beside */
+static const double BARRIER_NS = 250;      /* a barrier of running threads */
+static const double TEAM_NS = 2000;        /* setting a waiting team to work, and waiting for its last */
+static const double WAKE_NS = 30000;       /* and a sleeping one */
+static const double SURE = 0.6;            /* the team's part of the time alone from which on there is no doubt, */
+static const double SMALL_NS = 500000;     /* but for calls as short as that */
 static const double PACK_BYTES_PER_NS = 4; /* packed, one thread */
 static const double TILE_HEIGHT = 6;       /* rows that one reading of the weights serves */
 
-/* Rows whose input product is made at once: enough to use each weight often, few enough to stay in L2. */
-enum { CHUNK_BYTES = 192 * 1024, CHUNK_LEAST = 48, CHUNK_MOST = 1024 };
+/* Rows whose input product is made at once: enough to use each weight often, few enough to stay in L2. Where weights push
+ * each other out of the last cache, CHUNK_FAR: those of the input then come from memory once for many steps. */
+enum { CHUNK_BYTES = 192 * 1024, CHUNK_LEAST = 48, CHUNK_MOST = 1024, CHUNK_FAR = 256 };
+
+/* Whether the team helps calls of one kind, found out by timing both where the model cannot tell: what a barrier costs, and
+ * whether the team is awake, changes from machine to machine and from minute to minute. */
+typedef struct trial {
+    int64_t key; /* what the calls have in common */
+    unsigned calls;
+    int team;     /* what is best so far */
+    double ns[2]; /* a step of a row: alone, by the team */
+} trial;
 
 struct frnn_plan {
     const frnn_weights *weights;
@@ -36,7 +53,8 @@ struct frnn_plan {
     void **between;   /* [L] layer l's input buffer */
     void *memory;     /* the workspace: grows to the largest call's need */
     size_t bytes;
-    double l2; /* bytes of a core's own cache */
+    trial trials[3]; /* forward, forward with a tape, backward */
+    double l2, l3;   /* bytes of a core's own cache, and of the one that cores share */
 };
 
 static const struct {
@@ -104,6 +122,36 @@ static void *take(arena *a, int64_t count, size_t size) {
 static void *allocate(size_t bytes) {
     void *memory = NULL;
     return posix_memalign(&memory, ALIGNMENT, bytes ? bytes : ALIGNMENT) ? NULL : memory;
+}
+
+/* ---- the team's worth ---------------------------------------------------------------------------------------------- */
+
+/* Whether the team is worth its cost to plain work that it would save so much of. */
+static int worth_team(double saved_ns) { return saved_ns > (frnn_team_awake() ? TEAM_NS : WAKE_NS); }
+
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+enum { TRIAL_CALLS = 4, TRIAL_PERIOD = 256 };
+
+/* Whether the next call of this kind is the team's: the better way, but for some calls in a row that try the other. */
+static int choose_by_trial(trial *t, int64_t key) {
+    if (t->key != key) *t = (trial){.key = key};
+    const unsigned n = t->calls++ % TRIAL_PERIOD;
+    if (n >= 2 * TRIAL_CALLS || (n >= TRIAL_CALLS && t->calls > TRIAL_PERIOD)) return t->team;
+    const int team = n < TRIAL_CALLS ? !t->team : t->team;
+    if (n % TRIAL_CALLS == 0) t->ns[team] = 0; /* forget what it was long ago */
+    return team;
+}
+
+static void note_trial(trial *t, int team, double ns) {
+    double *const known = &t->ns[team];
+    if (*known == 0 || ns < *known) *known = ns;
+    else *known += (ns - *known) / 32;
+    if (t->ns[0] > 0 && t->ns[1] > 0 && t->calls % TRIAL_PERIOD >= TRIAL_CALLS) t->team = t->ns[1] < t->ns[0];
 }
 
 /* ---- weights --------------------------------------------------------------------------------------------------- */
@@ -223,7 +271,7 @@ int frnn_weights_pack(frnn_weights *w, const void *const *params, int backward) 
     }
     frnn_packing job = {.weights = w, .params = params, .backward = backward};
     const double ns = (double)w->bytes / PACK_BYTES_PER_NS;
-    frnn_team_run(ns < TEAM_NS ? 1 : frnn_get_threads(), w->kernels->pack, &job);
+    frnn_team_run(worth_team(ns / 2) ? frnn_get_threads() : 1, w->kernels->pack, &job);
     w->packed = 1;
     w->packed_backward = backward;
     return FRNN_OK;
@@ -249,6 +297,7 @@ int frnn_plan_new(const frnn_weights *weights, frnn_plan **out) {
     int64_t caches[3];
     frnn_cpu_caches(caches);
     plan->l2 = caches[1] > 0 ? (double)caches[1] : 512 * 1024;
+    plan->l3 = caches[2] > 0 ? (double)caches[2] : 8 * 1024 * 1024;
     plan->weights = weights;
     plan->lanes = calloc((size_t)(L * weights->spec.num_directions), sizeof *plan->lanes);
     plan->between = calloc((size_t)L, sizeof *plan->between);
@@ -355,16 +404,23 @@ static void lay_out_tape(const frnn_run *run, frnn_lane *lanes, void **between, 
     }
 }
 
-/* The sizes of a run that its buffers follow from. */
+/* The sizes of a run that its tape follows from. */
 static void begin_run(frnn_run *run, const frnn_weights *w, const frnn_call *call, const frnn_grads *grads) {
     *run = (frnn_run){.weights = w, .call = call, .grads = grads, .T = call->T, .B = call->B,
                       .rows = real_steps(call), .taped = call->tape != NULL};
-    const int64_t row_bytes = w->planes * w->Hp * w->spec.real_size;
-    int64_t rows = CHUNK_BYTES / row_bytes;
-    rows = rows < CHUNK_LEAST ? CHUNK_LEAST : rows > CHUNK_MOST ? CHUNK_MOST : rows;
-    run->chunk = call->B && rows > call->B ? rows / call->B : 1;
-    if (run->chunk > call->T) run->chunk = call->T ? call->T : 1;
-    run->most_rows = run->chunk * call->B;
+}
+
+/* How many steps' input product is made at once. */
+static void choose_chunk(frnn_run *run, double l3) {
+    const frnn_weights *w = run->weights;
+    const int64_t size = w->spec.real_size, B = run->B, fits = CHUNK_BYTES / (w->planes * w->Hp * size);
+    const int64_t I = w->tracks[0].I > w->P ? w->tracks[0].I : w->P;
+    const double weights = (double)(w->gates * w->Hp * size) * (double)(I + w->P);
+    const int64_t least = weights > l3 / 2 ? CHUNK_FAR : CHUNK_LEAST;
+    const int64_t rows = fits < least ? least : fits > CHUNK_MOST ? CHUNK_MOST : fits;
+    run->chunk = B && rows > B ? rows / B : 1;
+    if (run->chunk > run->T) run->chunk = run->T ? run->T : 1;
+    run->most_rows = run->chunk * B;
 }
 
 /* All buffers of a run, in the workspace and on the caller's tape. */
@@ -438,44 +494,53 @@ static void connect(frnn_run *run, frnn_plan *plan) {
 
 /* ---- threads --------------------------------------------------------------------------------------------------- */
 
-/* The time of a step's recurrent product with `rows` rows, where a thread reads `bytes` of weights. */
-static double step_ns(const frnn_run *run, double rows, double bytes, double l2) {
-    const double reals = bytes / run->weights->spec.real_size;
-    const double rate = FLOPS_PER_NS * 4 / run->weights->spec.real_size;
-    const double compute = 2 * rows * reals / rate;
+/* The time of a step with `rows` rows for a thread that has that part of the units. */
+static double step_ns(const frnn_run *run, double rows, double part, double l2) {
+    const frnn_weights *w = run->weights;
+    const double size = w->spec.real_size, reals = (double)(w->h_vecs * w->Hp * w->P) * part, bytes = reals * size;
+    const double compute = 2 * rows * reals * size / (4 * FLOPS_PER_NS);
     const double near = bytes * (rows < TILE_HEIGHT ? 1 : rows / TILE_HEIGHT) / L2_BYTES_PER_NS;
     const double far = bytes > l2 ? bytes / L3_BYTES_PER_NS : 0;
-    return compute > near ? (compute > far ? compute : far) : (near > far ? near : far);
+    const double product = compute > near ? (compute > far ? compute : far) : (near > far ? near : far);
+    return product + rows * part * (double)(w->gates * w->Hp / w->lanes) * GATE_NS + STEP_NS;
 }
 
-/* How many threads, and what each owns. */
-static void share_work(frnn_run *run, double l2) {
+/* How many threads, and what each owns; the trial that decided, or NULL. */
+static trial *share_work(frnn_run *run, frnn_plan *plan) {
     const frnn_weights *w = run->weights;
     const int team = frnn_get_threads();
     const int64_t D = w->spec.num_directions, L = w->spec.num_layers;
+    const double l2 = plan->l2;
     run->size = run->groups = 1;
-    if (team == 1 || run->rows == 0) return;
+    if (team == 1 || run->rows == 0) return NULL;
 
     const double rows = (double)run->rows / (double)(run->T ? run->T : 1); /* of a mean step */
-    const double bytes = (double)(w->h_vecs * w->Hp * w->P) * w->spec.real_size;
-    const double phases = w->spec.proj_size || w->h_vecs == 2 ? 2 : 1;
+    const double phases = w->spec.proj_size || (w->spec.kind == FRNN_KIND_GRU && w->h_vecs == 2) ? 2 : 1;
     const double per_thread = team / (D == 2 ? 2.0 : 1.0);
     const double panels = (double)(w->Hp / w->lanes);
 
-    const double alone = step_ns(run, rows, bytes, l2);
+    const double alone = step_ns(run, rows, 1, l2);
     const double heads = run->B < per_thread ? (double)run->B : per_thread;
-    const double by_rows = step_ns(run, rows / (heads < 1 ? 1 : heads), bytes, l2);
+    const double by_rows = step_ns(run, rows / (heads < 1 ? 1 : heads), 1, l2);
     const double part = per_thread <= 1 ? 1 : 1 / (panels < per_thread ? panels : per_thread);
-    const double by_panels = step_ns(run, rows, bytes * part, l2) + (per_thread > 1 ? phases * BARRIER_NS : 0);
+    const double by_panels = step_ns(run, rows, part, l2) + (per_thread > 1 ? phases * BARRIER_NS : 0);
 
     const double best = by_rows < by_panels ? by_rows : by_panels;
     const double weight = run->grads ? 3 : 1; /* what stands beside the recurrent product: inputs, gradients */
-    const double steps = (double)run->T * (double)L, inputs = 1 + (double)w->tracks[0].I / (double)w->P;
-    const double saved = ((double)D * alone - best) * steps * inputs * weight;
-    if (saved < TEAM_NS) return;
+    const double times = (double)run->T * (double)L * (1 + (double)w->tracks[0].I / (double)w->P) * weight;
+    const double whole = (double)D * alone * times, shared = best * times + TEAM_NS;
+    if (shared >= whole) return NULL;
+    trial *doubt = NULL;
+    if (shared > SURE * whole || whole < SMALL_NS) {
+        doubt = &plan->trials[run->grads ? 2 : run->taped];
+        int bucket = 0; /* of T: a long sequence is worth more than a short one */
+        for (int64_t T = run->T; T > 1; T /= 2) bucket++;
+        if (!choose_by_trial(doubt, run->B * 64 + bucket)) return doubt;
+    }
     run->size = team;
     run->groups = D == 2 ? 2 : 1;
     run->by_panel = per_thread > 1 && by_panels < by_rows;
+    return doubt;
 }
 
 /* ---- running ---------------------------------------------------------------------------------------------------- */
@@ -494,7 +559,9 @@ static int run_call(frnn_plan *plan, const frnn_call *call, const frnn_grads *gr
     }
     frnn_run run;
     begin_run(&run, w, call, grads);
-    share_work(&run, plan->l2);
+    choose_chunk(&run, plan->l3);
+    trial *const doubt = share_work(&run, plan);
+    const int64_t begin = doubt ? now_ns() : 0;
     arena measure = {0};
     lay_out_run(&run, plan, &measure);
     if (measure.failed) {
@@ -518,6 +585,7 @@ static int run_call(frnn_plan *plan, const frnn_call *call, const frnn_grads *gr
         const frnn_task task = grads ? w->kernels->backward : w->kernels->forward;
         if (run.size == 1) task(&run, 0, 1);
         else frnn_team_run(run.size, task, &run);
+        if (doubt) note_trial(doubt, run.size > 1, (double)(now_ns() - begin) / (double)run.rows);
     }
     pthread_mutex_unlock(&plan->lock);
     return code;
@@ -602,7 +670,7 @@ int frnn_multiply(int real_size, const char *isa, int64_t M, int64_t N, int64_t 
     frnn_matrices job = {.M = M, .N = N, .K = K, .a = a, .b = b, .a_row = a_row, .a_column = a_column,
                          .b_row = b_row, .b_column = b_column, .c = c};
     const double ns = 2 * (double)M * (double)N * (double)K / (FLOPS_PER_NS * 4 / real_size);
-    const int size = ns < TEAM_NS ? 1 : frnn_get_threads();
+    const int size = worth_team(ns / 2) ? frnn_get_threads() : 1;
     char *const memory = allocate((size_t)size * kernels->matrix_bytes);
     if (!memory) return FRNN_ERROR_MEMORY;
     for (int i = 0; i < size; i++) job.scratch[i] = memory + (size_t)i * kernels->matrix_bytes;

@@ -19,14 +19,14 @@ typedef struct edge {
 
 /* out[m][q][v] = in[m][q][v] + sum_k a[m][k * step] w[q][k][v], with panel q at w + q * panel. */
 INLINE void tile(const int rows, const int panels, const int vecs, const int64_t step, const real *const *a, int64_t K,
-                 const real *w, int64_t panel, edge in, edge out) {
+                 const real *w, int64_t panel, const edge *in, const edge *out) {
     vec sum[32];
     const real *row[8];
     UNROLL for (int m = 0; m < rows; m++) {
         row[m] = a[m];
         UNROLL for (int q = 0; q < panels; q++)
             UNROLL for (int v = 0; v < vecs; v++)
-                sum[(m * panels + q) * vecs + v] = v_load(in.row[m] + in.at + v * in.plane + q * LANES);
+                sum[(m * panels + q) * vecs + v] = v_load(in->row[m] + in->at + v * in->plane + q * LANES);
     }
     for (int64_t k = 0; k < K; k++, w += vecs * LANES) {
         vec f[16];
@@ -41,14 +41,14 @@ INLINE void tile(const int rows, const int panels, const int vecs, const int64_t
     UNROLL for (int m = 0; m < rows; m++)
         UNROLL for (int q = 0; q < panels; q++)
             UNROLL for (int v = 0; v < vecs; v++)
-                v_store(out.row[m] + out.at + v * out.plane + q * LANES, sum[(m * panels + q) * vecs + v]);
+                v_store(out->row[m] + out->at + v * out->plane + q * LANES, sum[(m * panels + q) * vecs + v]);
 }
 
-typedef void (*tile_fn)(const real *const *a, int64_t K, const real *w, int64_t panel, edge in, edge out);
+typedef void (*tile_fn)(const real *const *a, int64_t K, const real *w, int64_t panel, const edge *in, const edge *out);
 
 /* One function for each number of rows; those whose sums would not fit the registers are empty, and never asked for. */
 #define TILE(name, rows, panels, vecs, step)                                                                   \
-    static void name##_##rows(const real *const *a, int64_t K, const real *w, int64_t panel, edge in, edge out) { \
+    static void name##_##rows(const real *const *a, int64_t K, const real *w, int64_t panel, const edge *in, const edge *out) { \
         if ((rows) * (panels) * (vecs) <= ACCUMULATORS || (rows) == 1)                                         \
             tile(rows, panels, vecs, step, a, K, w, panel, in, out);                                           \
     }

@@ -45,19 +45,25 @@ static int64_t share_edge(const frnn_run *run, int rank, int size) {
     return rank == size ? run->B : r;
 }
 
+/* After a step: threads that share its units wait for each other, those that own rows need not. */
 INLINE void share_wait(const share *me) {
     if (me->by_panel) frnn_barrier_wait(me->barrier);
+}
+
+/* After a chunk of steps: now those too. */
+INLINE void share_meet(const share *me) {
+    if (me->size > 1 && !me->by_panel) frnn_barrier_wait(me->barrier);
 }
 
 /* A vector of units in a row of n reals: how many lanes are real. */
 INLINE int lanes_left(int64_t n, int64_t u) { return n - u < LANES ? (int)(n - u) : LANES; }
 
 /* A thread's scratch memory: row pointers of a chunk, a tile's outcome, and operands packed for weight gradients. */
-enum { GRAD_ROWS = 256, GRAD_COLUMNS = 512, TILE_VECS = 32 };
+enum { GRAD_ROWS = 512, GRAD_COLUMNS = 256, TILE_VECS = 32 };
 typedef struct scratch {
     real *z;            /* [TILE_VECS * LANES] */
     real *left, *right; /* [GRAD_ROWS, LANES], [GRAD_COLUMNS / LANES, GRAD_ROWS, LANES] */
-    const real **from;  /* [most rows] */
+    const real **from;  /* [row_pointers()] */
     real **to;
 } scratch;
 
@@ -85,24 +91,59 @@ INLINE real *state_row(const frnn_run *run, void *base, int64_t ld, int64_t s) {
 /* The step that row 0 of a buffer between layers stands for: such a buffer may hold one chunk only. */
 INLINE int64_t origin(const frnn_run *run, int chunked, int64_t s) { return chunked ? s / run->chunk * run->chunk : 0; }
 
+/* The gates rows of step s. Without a tape, a row of the batch has the same place in every chunk: threads that share rows
+ * do not wait. */
+INLINE real *gates_row(const frnn_run *run, const frnn_lane *lane, int64_t s) {
+    const int64_t row = run->taped ? first(run, s) : s % run->chunk * run->B;
+    return (real *)lane->gates + row * run->weights->planes * run->weights->Hp;
+}
+
 INLINE step step_at(const frnn_run *run, int64_t k, int64_t s) {
     const frnn_weights *w = run->weights;
     const frnn_lane *lane = &run->lanes[k];
-    const int64_t n = first(run, s);
-    /* Without a tape, a row of the batch has the same place in every chunk: threads that share rows do not wait. */
-    const int64_t row = run->taped ? n : s % run->chunk * run->B;
-    const int64_t ld = w->planes * w->Hp, y_origin = origin(run, lane->y_chunked, s) * run->B;
+    const int64_t n = first(run, s), y_origin = origin(run, lane->y_chunked, s) * run->B;
     const int reverse = (int)(k % w->spec.num_directions);
     return (step){
         .run = run, .w = w, .lane = lane, .s = s, .k = k, .reverse = reverse,
         .y_row = (reverse ? run->T - 1 - s : s) * run->B - y_origin, .y_origin = y_origin,
-        .keep = run->taped, .ld = ld,
-        .gates = (real *)lane->gates + row * ld,
+        .keep = run->taped, .ld = w->planes * w->Hp, .gates = gates_row(run, lane, s),
         .h_in = state_row(run, lane->h, w->Pp, s), .h_out = state_row(run, lane->h, w->Pp, s + 1),
         .c_in = state_row(run, lane->c, w->Hp, s), .c_out = state_row(run, lane->c, w->Hp, s + 1),
         .m = lane->m ? (real *)lane->m + (run->taped ? n : 0) * w->Hp : NULL,
         .dh = lane->dh ? (real *)lane->dh + n * w->Pp : NULL,
     };
+}
+
+/* On to the next step of the same chunk: what step_at would find, for less. */
+INLINE void step_on(step *k) {
+    const frnn_run *run = k->run;
+    const frnn_weights *w = k->w;
+    const int64_t rows = run->taped ? active(run, k->s) : run->B;
+    real *const h = k->h_in, *const c = k->c_in;
+    k->gates += rows * k->ld;
+    k->h_in = k->h_out;
+    k->h_out = run->taped ? k->h_out + rows * w->Pp : h;
+    k->c_in = k->c_out;
+    if (c) k->c_out = run->taped ? k->c_out + rows * w->Hp : c;
+    if (k->m && run->taped) k->m += rows * w->Hp;
+    if (k->dh) k->dh += rows * w->Pp;
+    k->y_row += k->reverse ? -run->B : run->B;
+    k->s++;
+}
+
+/* Back to the step before, on a tape. */
+INLINE void step_back(step *k) {
+    const frnn_run *run = k->run;
+    const frnn_weights *w = k->w;
+    const int64_t rows = active(run, --k->s);
+    k->gates -= rows * k->ld;
+    k->h_out = k->h_in;
+    k->h_in = state_row(run, k->lane->h, w->Pp, k->s);
+    k->c_out = k->c_in;
+    k->c_in = state_row(run, k->lane->c, w->Hp, k->s);
+    if (k->m) k->m -= rows * w->Hp;
+    if (k->dh) k->dh -= rows * w->Pp;
+    k->y_row += k->reverse ? run->B : -run->B;
 }
 
 /* The row of y, and of its gradient, that row r writes. */

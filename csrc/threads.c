@@ -364,6 +364,11 @@ int frnn_team_run(int size, frnn_task task, void *arg)
     return size;
 }
 
+int frnn_team_awake(void)
+{
+    return team.workers > 0 && !(atomic_load_explicit(&team.slots[1].job, memory_order_relaxed) & ASLEEP);
+}
+
 /* ----------------------------------------------------------------------------------------------------------- size */
 
 static _Atomic int threads; /* 0: nobody has said, so as many as make sense */

@@ -27,6 +27,9 @@ typedef void (*frnn_task)(void *arg, int rank, int size);
  * this again. What was written before the call is visible to the task, and the task's writes to the caller. */
 int frnn_team_run(int size, frnn_task task, void *arg);
 
+/* Whether the team is awake: it has worked a moment ago, so that to call it costs little. */
+int frnn_team_awake(void);
+
 /* A point where `size` threads wait for each other, as often as wanted. What any of them wrote before is visible to
  * all of them after. It lies with its owner, needs no destruction, and is free once the last thread has left. */
 typedef struct frnn_barrier {

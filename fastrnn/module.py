@@ -388,7 +388,21 @@ class Module:
 
     def blocks(self) -> list[Block]:
         """Every block once: what an optimiser loops over."""
-        return list({id(block): block for _, block, _ in self._all()}.values())
+        found: dict[int, Block] = {}
+        self._add_blocks(found)
+        return list(found.values())
+
+    def _add_blocks(self, found: dict[int, Block]) -> None:
+        parts: list[Module] = []
+        for value in vars(self).values():
+            if type(value) is Block:  # isinstance asks Mapping, which takes its time
+                found.setdefault(id(value), value)
+            elif isinstance(value, Module):
+                parts.append(value)
+            elif isinstance(value, (list, tuple)):
+                parts += [part for part in value if isinstance(part, Module)]
+        for part in parts:
+            part._add_blocks(found)
 
     @property
     def num_parameters(self) -> int:

@@ -123,6 +123,11 @@ SHAPES = (
     Shape(T=5, B=130, I=3, H=6, P=3, D=2, lengths="ragged", cells=True),
     Shape(T=40, B=3, I=6, H=10, P=5, L=2, D=2, lengths="ragged", added=True),
 )
+# More rows than weight gradients take at once: in several chunks of steps, and in one step.
+MANY_ROWS = (
+    Shape(T=190, B=6, I=5, H=7, P=3, lengths="ragged"),
+    Shape(T=1, B=600, I=2, H=3, P=2, L=2),
+)
 
 
 @dataclass(frozen=True)
@@ -151,9 +156,11 @@ def _cases() -> list[Case]:
     cases = [
         _case(name, cell, shape)
         for name, cell in EVERYWHERE.items()
-        for shape in SHAPES
+        for shape in (*SHAPES, *MANY_ROWS)
         if shape.P or not cell.proj_size
     ]
+    peepholes = "lstm-forget:gate-peephole:diagonal"
+    cases += [_case(peepholes, CELLS[peepholes], shape) for shape in MANY_ROWS]
     for k, (name, cell) in enumerate(CELLS.items()):
         fit = [shape for shape in SHAPES if shape.P or not cell.proj_size]
         cases += [_case(name, cell, fit[(k + at) % len(fit)]) for at in (0, 5, 11)]

@@ -270,6 +270,26 @@ def test_threads_take_part(shape: str, threads: Any) -> None:
     assert all_ - mine > 0.2 * mine
 
 
+@needs_c
+@pytest.mark.parametrize("make", [fastrnn.RNN, fastrnn.LSTM, fastrnn.GRU])
+def test_however_a_small_call_is_shared(make: Any, threads: Any) -> None:
+    """Small calls are tried alone and by the team, and go on as was faster: the same bits every time."""
+    threads(4)
+    layer = make(17, 33, seed=0, backend="c").train()
+    x = np.random.default_rng(0).standard_normal((30, 5, 17)).astype(np.float32)
+    wanted = None
+    for _ in range(20):
+        layer.zero_grad()
+        y, _ = layer(x)
+        dx, _ = layer.backward(np.ones_like(y))
+        found = {"y": y, "dx": dx, **{name: grad.copy() for name, grad in layer.grad.items()}}
+        wanted = wanted or found
+        for key, array in found.items():
+            assert_same(array, wanted[key])
+        assert_same(layer.eval()(x)[0], wanted["y"])
+        layer.train()
+
+
 @pytest.mark.parametrize("B", [2, 37])
 @bits_of
 @each

@@ -65,8 +65,8 @@ lstm.h: no forget gate but forgets
 + c = gate[0] * g
 
 lstm.h: c without tanh
-- plain ? o * v_tanh(c)
-+ plain ? o * c
+- *at_o * v_tanh(*at_c)
++ *at_o * *at_c
 
 lstm.h: o sees the old cell
 - x = v_fma(v_load(eye + v * Hp + u), c, x)
@@ -113,8 +113,12 @@ rnn.h: the state's gradient counted at every step
 +
 
 sequence.h: the state is a step too old
-- .h_in = state_row(run, lane->h, w->Pp, s),
-+ .h_in = state_row(run, lane->h, w->Pp, s ? s - 1 : 0),
+- k->h_in = k->h_out;
++
+
+sequence.h: going back the state is a step too old
+- k->h_in = state_row(run, k->lane->h, w->Pp, k->s);
++ k->h_in = state_row(run, k->lane->h, w->Pp, k->s ? k->s - 1 : 0);
 
 kernels.h: the final state is a step too old
 - steps_of(run, r))) + r * ld
@@ -177,24 +181,36 @@ activation.h: backward does not know of clipping
 + return d;
 
 activation.h: a tanh of twenty bits
-- return e / (e + v_set1(2));
-+ return e / (e + v_set1(2)) * v_set1(1.000002);
+- y[i] = y[i] / (y[i] + v_set1(2));
++ y[i] = y[i] / (y[i] + v_set1(2)) * v_set1(1.000002);
 
 gradient.h: the second direction's dx replaces the first's
-- reverse ? d + v_load_n(to, lanes_left(I, u)) : d
-+ d
+- reverse ? d + v_load_n(to, lanes) : d, lanes
++ d, lanes
 
 gradient.h: o's peephole gradient takes the old cell
-- run->lanes[k].c, !is_o, H,
-+ run->lanes[k].c, 1, H,
+- is_o ? NEW_CELL : CELL
++ CELL
 
 gradient.h: a row is missing in weight gradients
 - grad_4x1[rows](a, depth,
 + grad_4x1[rows](a, depth - 1,
 
 gradient.h: gradients replace what was there
-- vec sum = v_load_n(out + g * LANES, n);
-+ vec sum = v_zero();
+- v_store_n(bias, v_load_n(bias, (int)height) +
++ v_store_n(bias,
+
+gradient.h: every block of rows starts from the first row
+- const real *from = job->left + n * job->left_ld
++ const real *from = job->left + n0 * job->left_ld
+
+gradient.h: the candidate's weights are multiplied by h where they are by r h
+- candidate.right = RESET_STATE, candidate
++ candidate
+
+kernels.h: the input's gradient of the last chunk of steps only
+- if (dx) input_grad(run, mine, k, dx, n0, n1,
++ if (dx && s1 == run->T) input_grad(run, mine, k, dx, n0, n1,
 """)
 
 # In what the numbers of ordinary calls do not show: other tests must find them.
@@ -208,8 +224,8 @@ product.h: one row alone is summed from the end
 + v_set1(row[m][(rows == 1 ? K - 1 - k : k) * step])
 
 lstm.h: training rounds once more
-- plain ? o * v_tanh(c)
-+ plain ? o * v_tanh(c) * v_set1(k->keep ? 1 + FLT_EPSILON : 1)
+- *at_o * v_tanh(*at_c)
++ *at_o * v_tanh(*at_c) * v_set1(k->keep ? 1 + FLT_EPSILON : 1)
 
 kernels.h: the third chunk starts anew
 - if (s0 == 0) {
@@ -297,7 +313,11 @@ def use(built: dict[Wrong, Future[Path]], monkeypatch: pytest.MonkeyPatch) -> Ca
 
 # ---- wrong kernels ---------------------------------------------------------------------------------------------------
 
-FEW = [case for case in CASES if case.shape.H < 20 and case.shape.B < 20 and not native.unsupported(case.cell)]
+FEW = [
+    case
+    for case in CASES
+    if case.shape.H < 20 and case.shape.B not in (25, 130) and not native.unsupported(case.cell)
+]
 
 
 def failures(module: Any) -> Iterator[str]:
