@@ -1,0 +1,170 @@
+"""What each technique brings: the kernels are built without it, one at a time, and timed beside the whole.
+
+    python bench/leave_out.py [--threads 2] [--seconds 1] [part of a name ...]
+
+Prints a Markdown table: for each technique how many times as long the cases take without it, and where that was
+measured. A technique is left out by changing a line or two of the sources; that they are still there is checked.
+Building and timing are regress.py's. Next: WHY.md, which tells what the techniques are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from itertools import cycle
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import regress
+
+from fastrnn.bench.cases import SHORT, STEPS, Case
+from fastrnn.bench.race import MEDIAN, Process
+
+
+class Technique(NamedTuple):
+    """What is changed to do without it: (file, text, text instead), and the cases that tell."""
+
+    name: str
+    without: tuple[tuple[str, str, str], ...]
+    cases: tuple[Case, ...]
+
+
+def case(name: str) -> Case:
+    """A case from its name, such as "lstm-inference-h64-b1"."""
+    cell, mode, hidden, batch = name.split("-")
+    H, B = int(hidden[1:]), int(batch[1:])
+    return Case(cell, mode, H, B, 1 if mode == "step" else SHORT if H * B >= 1 << 17 else STEPS)
+
+
+def technique(name: str, cases: str, *without: tuple[str, str, str]) -> Technique:
+    """One, its cases by name."""
+    return Technique(name, without, tuple(map(case, cases.split())))
+
+
+TECHNIQUES = (
+    technique(
+        "input products for many steps at once",
+        "lstm-inference-h64-b1 lstm-inference-h256-b1 gru-inference-h128-b8",
+        ("plan.c", "run->chunk = B && rows > B ? rows / B : 1;", "run->chunk = 1;"),
+    ),
+    technique(
+        "several panels at a time for a single row",
+        "lstm-inference-h64-b1 gru-inference-h128-b1 lstm-step-h128-b1",
+        ("product.h", "if (rows == 1 && panels >= 4) {", "if (0) {"),
+        ("product.h", "if (rows == 1 && panels >= 2 && vecs == 4)", "if (0)"),
+    ),
+    technique(
+        "tiles as tall as the registers allow",
+        "lstm-inference-h256-b32 lstm-training-h256-b32 gru-inference-h128-b128",
+        ("simd.h", "#define ACCUMULATORS 28", "#define ACCUMULATORS 16"),
+    ),
+    technique(
+        "weights swept up and down",
+        "lstm-inference-h512-b1 gru-inference-h512-b1 rnn-inference-h1024-b1 lstm-training-h512-b1",
+        ("kernels.h", "const int down = (int)(k->s & 1);", "const int down = 0;"),
+    ),
+    technique(
+        "longer chunks where weights outgrow the last cache",
+        "lstm-inference-h1024-b8 lstm-inference-h1024-b32",
+        ("plan.c", "weights > l3 / 2 ? CHUNK_FAR : CHUNK_LEAST", "CHUNK_LEAST"),
+    ),
+    technique(
+        "threads that share units, where there are few rows",
+        "lstm-inference-h128-b1 gru-inference-h256-b1 lstm-training-h256-b1",
+        ("plan.c", "run->by_panel = per_thread > 1 && by_panels < by_rows;", "run->by_panel = 0;"),
+    ),
+    technique(
+        "threads that own rows, where there are many",
+        "lstm-inference-h64-b32 gru-inference-h128-b128 rnn-inference-h64-b8",
+        ("plan.c", "run->by_panel = per_thread > 1 && by_panels < by_rows;", "run->by_panel = 1;"),
+    ),
+    technique(
+        "weight gradients by chunks of steps, not at the end",
+        "lstm-training-h64-b128 lstm-training-h128-b128 gru-training-h256-b128",
+        ("kernels.h", "run->B < GRAD_ROWS ? GRAD_ROWS / (run->B ? run->B : 1) : 1;", "run->T ? run->T : 1;"),
+    ),
+    technique(
+        "sums of weight gradients fetched ahead",
+        "lstm-training-h512-b32 rnn-training-h1024-b32",
+        ("gradient.h", "__builtin_prefetch(out + (m + rows) * out_ld + q * LANES, 1);", "(void)0;"),
+    ),
+    technique(
+        "the standard cell's activations in lockstep, compiled apart",
+        "lstm-inference-h16-b32 lstm-inference-h64-b32",
+        ("lstm.h", "if (k->w->plain) lstm_forward_plain", "if (0) lstm_forward_plain"),
+    ),
+    technique(
+        "small calls timed alone and by the team",
+        "rnn-training-h16-b8 lstm-inference-h64-b1 rnn-training-h64-b1",
+        ("plan.c", "if (!choose_by_trial(doubt, run->B * 64 + bucket)) return doubt;", ""),
+    ),
+)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run it; see --help."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="parts of techniques' names; all where there is none")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=1.0, help="a case and build")
+    args = parser.parse_args(argv)
+    chosen = [t for t in TECHNIQUES if not args.names or any(part in t.name for part in args.names)]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        whole = regress.prepare(regress.ROOT, None, folder / "whole")
+        print("| without | takes | measured at |\n|---|---|---|")
+        for number, left_out in enumerate(chosen):
+            ratios = compare(whole, build(left_out, folder / str(number)), left_out.cases, args)
+            mean = statistics.geometric_mean(ratios.values())
+            told = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
+            print(f"| {left_out.name} | {mean:.2f} | {told} |", flush=True)
+
+
+def build(left_out: Technique, folder: Path) -> Path:
+    """This tree without a technique; raises regress.Failure."""
+    sources = folder.with_name(f"{folder.name}-sources")
+    regress.extract(regress.ROOT, None, sources)
+    for name, text, instead in left_out.without:
+        path = sources / "csrc" / name
+        before = path.read_text()
+        if before.count(text) != 1:
+            raise regress.Failure(f"{left_out.name}: {name} holds {text!r} {before.count(text)} times")
+        path.write_text(before.replace(text, instead))
+    regress.build(sources, folder)
+    return folder
+
+
+def compare(whole: Path, without: Path, cases: tuple[Case, ...], args: argparse.Namespace) -> dict[str, float]:
+    """The median time without over the median with, by case; the two are asked in turn."""
+    found = {}
+    with ExitStack() as closing:
+        processes = [Process("c", args.threads, library) for library in (whole, without)]
+        for process in processes:
+            closing.callback(process.close)
+        for each in cases:
+            times: list[list[float]] = [[], []]
+            for process in processes:
+                answer = process.ask(prepare=asdict(each), into=str(whole.with_name("outputs.npz")))
+                if "failed" in answer:
+                    raise regress.Failure(f"{each.name}: {answer['failed']}")
+            end = time.monotonic() + 2 * args.seconds
+            for order in cycle([(0, 1), (1, 0)]):
+                for k in order:
+                    times[k].append(processes[k].ask(measure=regress.BLOCK)["times"][MEDIAN])
+                if time.monotonic() > end and len(times[0]) >= regress.LEAST_ROUNDS:
+                    break
+            found[each.name] = statistics.median(times[1]) / statistics.median(times[0])
+    return found
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except regress.Failure as failure:
+        sys.exit(str(failure))

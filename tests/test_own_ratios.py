@@ -1,0 +1,80 @@
+"""What measures fastrnn against itself: bench/promises.py, bench/leave_out.py, bench/costs.py.
+
+Their figures are the machine's and are not judged; that they measure what they say is. Next: bench/promises.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastrnn
+
+ROOT = Path(__file__).resolve().parents[1]
+CSRC = ROOT / "csrc"
+sys.path.insert(0, str(ROOT / "bench"))
+costs = pytest.importorskip("costs")
+import leave_out  # noqa: E402
+import promises  # noqa: E402
+
+needs_c = pytest.mark.skipif("c" not in fastrnn.backends(), reason="the C library was not built")
+
+
+@pytest.mark.parametrize("technique", leave_out.TECHNIQUES, ids=lambda t: t.name)
+def test_a_technique_can_be_left_out(technique):
+    assert technique.cases
+    for name, text, instead in technique.without:
+        assert (CSRC / name).read_text().count(text) == 1 and text != instead
+
+
+def test_cases_by_name():
+    for technique in leave_out.TECHNIQUES:
+        for case in technique.cases:
+            assert leave_out.case(case.name) == case
+
+
+def test_a_technique_that_is_not_there_is_an_error(tmp_path):
+    gone = leave_out.technique("gone", "rnn-inference-h16-b1", ("plan.c", "no such line", ""))
+    with pytest.raises(leave_out.regress.Failure, match=r"gone: plan\.c holds 'no such line' 0 times"):
+        leave_out.build(gone, tmp_path / "without")
+
+
+def test_two_runs_are_compared_in_turn():
+    order = []
+
+    def run(name, seconds):
+        order.append(name)
+        end = promises.time.perf_counter() + seconds
+        while promises.time.perf_counter() < end:
+            pass
+
+    slow, fast = promises.compare(0.01, lambda: run("slow", 2e-3), lambda: run("fast", 1e-3))
+    assert 1.5 < slow / fast < 3
+    assert len("".join(name[0] for name in order).replace("sf", " ").split()) >= promises.BLOCKS - 1
+
+
+@needs_c
+def test_every_promise_gives_lines(monkeypatch):
+    """With next to no time, for the smallest case of each."""
+    monkeypatch.setattr(promises, "product", lambda *lists: [tuple(values[0] for values in map(list, lists))])
+    monkeypatch.setattr(promises.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(promises, "BLOCKS", 1)
+    args = argparse.Namespace(threads=fastrnn.get_num_threads(), seconds=1e-3)
+    before = fastrnn.get_num_threads()
+    for name, measure in promises.PROMISES.items():
+        if "numba" in name and "numba" not in fastrnn.backends():
+            continue
+        for line in measure(name, args):
+            assert line.name == name and np.isfinite(line.figure) and line.figure > 0 and line.bound > 0
+    assert fastrnn.get_num_threads() == before
+
+
+def test_the_costs_are_those_of_the_model():
+    there = re.findall(r"static const double (\w+) = ", (CSRC / "plan.c").read_text())
+    measured = re.findall(r'^        "(\w+)":', Path(costs.__file__).read_text(), re.MULTILINE)
+    assert len(measured) > 5 and set(measured) < set(there)
