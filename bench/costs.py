@@ -59,11 +59,11 @@ def measure() -> dict[str, float]:
 
 def team() -> tuple[float, float, float]:
     """Nanoseconds of a barrier, of a call to a team that is awake, and to one that sleeps."""
-    core = [ROOT / "csrc" / name for name in ("threads.c", "cpu.c")]
+    sources = [ROOT / name for name in ("tests/c/test_threads.c", "csrc/threads.c", "csrc/cpu.c")]
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "threads"
-        command = ["cc", "-std=gnu11", "-O2", "-pthread", f"-I{ROOT / 'csrc'}", ROOT / "tests" / "c" / "test_threads.c"]
-        subprocess.run([*command, *core, "-lm", "-o", program], check=True)
+        command = [*probe.compiler(), "-std=gnu11", "-O2", "-pthread", f"-I{ROOT / 'csrc'}"]
+        subprocess.run([*command, *sources, "-lm", "-o", program], check=True)
         told = subprocess.run([program, "measure"], check=True, capture_output=True, text=True).stdout
     barrier, awake, _, asleep, _ = (float(ns) for ns in re.findall(r"(?:takes|calls:) (\d+) ns", told))
     return barrier, awake, asleep

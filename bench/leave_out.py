@@ -13,18 +13,15 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from contextlib import ExitStack
-from dataclasses import asdict
-from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import regress
 
-from fastrnn.bench.cases import SHORT, STEPS, Case
-from fastrnn.bench.race import MEDIAN, Process
+from fastrnn.bench.cases import GRID, Case
+from fastrnn.bench.race import Process
 
 
 class Technique(NamedTuple):
@@ -35,11 +32,7 @@ class Technique(NamedTuple):
     cases: tuple[Case, ...]
 
 
-def case(name: str) -> Case:
-    """A case from its name, such as "lstm-inference-h64-b1"."""
-    cell, mode, hidden, batch = name.split("-")
-    H, B = int(hidden[1:]), int(batch[1:])
-    return Case(cell, mode, H, B, 1 if mode == "step" else SHORT if H * B >= 1 << 17 else STEPS)
+case = {each.name: each for each in GRID}.__getitem__  # by name
 
 
 def technique(name: str, cases: str, *without: tuple[str, str, str]) -> Technique:
@@ -144,22 +137,14 @@ def compare(whole: Path, without: Path, cases: tuple[Case, ...], args: argparse.
     """The median time without over the median with, by case; the two are asked in turn."""
     found = {}
     with ExitStack() as closing:
-        processes = [Process("c", args.threads, library) for library in (whole, without)]
-        for process in processes:
-            closing.callback(process.close)
+        processes = {}
+        for library in (whole, without):
+            processes[library.name] = Process("c", args.threads, library)
+            closing.callback(processes[library.name].close)
         for each in cases:
-            times: list[list[float]] = [[], []]
-            for process in processes:
-                answer = process.ask(prepare=asdict(each), into=str(whole.with_name("outputs.npz")))
-                if "failed" in answer:
-                    raise regress.Failure(f"{each.name}: {answer['failed']}")
-            end = time.monotonic() + 2 * args.seconds
-            for order in cycle([(0, 1), (1, 0)]):
-                for k in order:
-                    times[k].append(processes[k].ask(measure=regress.BLOCK)["times"][MEDIAN])
-                if time.monotonic() > end and len(times[0]) >= regress.LEAST_ROUNDS:
-                    break
-            found[each.name] = statistics.median(times[1]) / statistics.median(times[0])
+            times = regress.rounds(processes, each, args.seconds, whole.with_name("outputs.npz"))
+            with_it, without_it = map(statistics.median, times)
+            found[each.name] = without_it / with_it
     return found
 
 

@@ -165,19 +165,25 @@ def measure(threads: Sequence[int], seconds: float = 0.3) -> Ceilings:
     return Ceilings(sizes, fma, read)
 
 
+def compiler() -> list[str]:
+    """The command of a C compiler: what $CC names, else the first there is; ProbeError where there is none."""
+    installed = [path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))]
+    command = shlex.split(os.environ.get("CC", "")) or installed[:1]
+    if not command:
+        raise ProbeError("no C compiler: cc, gcc or clang, or what $CC names")
+    return command
+
+
 def _compile(folder: Path) -> Path:
     """probe.c as a program in the folder, for this very machine where the compiler can do that."""
-    installed = [path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))]
-    compiler = shlex.split(os.environ.get("CC", "")) or installed[:1]
-    if not compiler:
-        raise ProbeError("no C compiler: cc, gcc or clang, or what $CC names")
+    command = compiler()
     native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
     program = folder / "probe"
     for flags in ([native, *FLAGS], FLAGS):
-        done = _run([*compiler, *flags, str(SOURCE), "-o", str(program)])
+        done = _run([*command, *flags, str(SOURCE), "-o", str(program)])
         if done.returncode == 0:
             return program
-    raise ProbeError(f"{compiler[0]} does not compile {SOURCE.name}:\n{done.stderr}")
+    raise ProbeError(f"{command[0]} does not compile {SOURCE.name}:\n{done.stderr}")
 
 
 def _rate(program: Path, *arguments: object) -> float:

@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -293,28 +293,34 @@ def measure(jobs: Sequence[Job], base: Path, head: Path, seconds: float) -> dict
                 processes.append(Process(setting.engine, setting.threads, library, setting.isa))
                 closing.callback(processes[-1].close)
             for job in chosen:
-                found[job] = rounds(processes, job.case, seconds, base.with_name("outputs.npz"))
+                named = dict(zip(PROCESSES, processes, strict=True))
+                found[job] = Samples(*rounds(named, job.case, seconds, base.with_name("outputs.npz")))
     return found
 
 
-def rounds(processes: Sequence[Process], case: Case, seconds: float, outputs: Path) -> Samples:
-    """Ask the three in turn, each round in another order; what they compute goes to a file."""
+def rounds(processes: Mapping[str, Process], case: Case, seconds: float, outputs: Path) -> list[list[float]]:
+    """Ask them in turn, each round in another order: of each the seconds of a run, a figure a round.
 
-    def answer(k: int, **request: Any) -> dict[str, Any]:
-        found = processes[k].ask(**request)
+    What they compute goes to the file `outputs`. Raises Failure.
+    """
+
+    def answer(name: str, **request: Any) -> dict[str, Any]:
+        found = processes[name].ask(**request)
         if reason := found.get("failed") or found.get("skipped"):
-            raise Failure(f"{PROCESSES[k]} cannot do {case.name}: {reason}")
+            raise Failure(f"{name} cannot do {case.name}: {reason}")
         return found
 
-    for k in range(3):
-        answer(k, prepare=asdict(case), into=str(outputs))
-    times: tuple[list[float], ...] = ([], [], [])
-    orders = cycle(permutations(range(3)))
+    for name in processes:
+        answer(name, prepare=asdict(case), into=str(outputs))
+    times: dict[str, list[float]] = {name: [] for name in processes}
+    orders = cycle(permutations(processes))
     end = time.monotonic() + seconds * len(times)
-    while len(times[0]) < LEAST_ROUNDS or time.monotonic() < end:
-        for k in next(orders):
-            times[k].append(answer(k, measure=BLOCK)["times"][MEDIAN])
-    return Samples(*times)
+    asked = 0
+    while asked < LEAST_ROUNDS or time.monotonic() < end:
+        for name in next(orders):
+            times[name].append(answer(name, measure=BLOCK)["times"][MEDIAN])
+        asked += 1
+    return list(times.values())
 
 
 # ---------------------------------------------------------------- telling

@@ -4,10 +4,8 @@
  * handed to the team with the kernels of the chosen instruction set. Next: kernels.h, what a thread then does.
  */
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "core.h"
 #include "cpu.h"
@@ -128,12 +126,6 @@ static void *allocate(size_t bytes) {
 
 /* Whether the team is worth its cost to plain work that it would save so much of. */
 static int worth_team(double saved_ns) { return saved_ns > (frnn_team_awake() ? TEAM_NS : WAKE_NS); }
-
-static int64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
 
 enum { TRIAL_CALLS = 4, TRIAL_PERIOD = 256 };
 
@@ -515,7 +507,7 @@ static trial *share_work(frnn_run *run, frnn_plan *plan) {
     if (team == 1 || run->rows == 0) return NULL;
 
     const double rows = (double)run->rows / (double)(run->T ? run->T : 1); /* of a mean step */
-    const double phases = w->spec.proj_size || (w->spec.kind == FRNN_KIND_GRU && w->h_vecs == 2) ? 2 : 1;
+    const double phases = w->spec.proj_size || w->h_vecs == 2 ? 2 : 1;
     const double per_thread = team / (D == 2 ? 2.0 : 1.0);
     const double panels = (double)(w->Hp / w->lanes);
 
@@ -561,7 +553,7 @@ static int run_call(frnn_plan *plan, const frnn_call *call, const frnn_grads *gr
     begin_run(&run, w, call, grads);
     choose_chunk(&run, plan->l3);
     trial *const doubt = share_work(&run, plan);
-    const int64_t begin = doubt ? now_ns() : 0;
+    const int64_t begin = doubt ? frnn_now_ns() : 0;
     arena measure = {0};
     lay_out_run(&run, plan, &measure);
     if (measure.failed) {
@@ -585,7 +577,7 @@ static int run_call(frnn_plan *plan, const frnn_call *call, const frnn_grads *gr
         const frnn_task task = grads ? w->kernels->backward : w->kernels->forward;
         if (run.size == 1) task(&run, 0, 1);
         else frnn_team_run(run.size, task, &run);
-        if (doubt) note_trial(doubt, run.size > 1, (double)(now_ns() - begin) / (double)run.rows);
+        if (doubt) note_trial(doubt, run.size > 1, (double)(frnn_now_ns() - begin) / (double)run.rows);
     }
     pthread_mutex_unlock(&plan->lock);
     return code;

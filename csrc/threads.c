@@ -152,7 +152,7 @@ static void step_aside(void) {}
 
 /* ---------------------------------------------------------------------------------------------------------- words */
 
-static int64_t now_ns(void)
+int64_t frnn_now_ns(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -185,7 +185,7 @@ static int spin(word *w, uint32_t old, int64_t ns)
                 return 1;
             relax();
         }
-        int64_t now = now_ns();
+        int64_t now = frnn_now_ns();
         if (end == 0)
             end = now + ns;
         else if (now >= end)

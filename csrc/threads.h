@@ -27,6 +27,9 @@ typedef void (*frnn_task)(void *arg, int rank, int size);
  * this again. What was written before the call is visible to the task, and the task's writes to the caller. */
 int frnn_team_run(int size, frnn_task task, void *arg);
 
+/* Nanoseconds of a clock that never goes back. */
+int64_t frnn_now_ns(void);
+
 /* Whether the team is awake: it has worked a moment ago, so that to call it costs little. */
 int frnn_team_awake(void);
 

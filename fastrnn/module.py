@@ -393,15 +393,10 @@ class Module:
         return list(found.values())
 
     def _add_blocks(self, found: dict[int, Block]) -> None:
-        parts: list[Module] = []
         for value in vars(self).values():
             if type(value) is Block:  # isinstance asks Mapping, which takes its time
                 found.setdefault(id(value), value)
-            elif isinstance(value, Module):
-                parts.append(value)
-            elif isinstance(value, (list, tuple)):
-                parts += [part for part in value if isinstance(part, Module)]
-        for part in parts:
+        for _, part in self._parts():
             part._add_blocks(found)
 
     @property
