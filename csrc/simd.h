@@ -34,7 +34,7 @@ typedef int32_t bits_t;
 #include <immintrin.h>
 #define FRNN_ISA_NAME "avx512"
 #define VEC_BYTES 64
-#define ACCUMULATORS 28
+#define ACCUMULATORS 24
 #define V_OP(op) PER_TYPE(_mm512_##op##_ps, _mm512_##op##_pd)
 #elif defined(FRNN_ISA_AVX2)
 #include <immintrin.h>
