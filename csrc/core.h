@@ -60,8 +60,9 @@ struct frnn_weights {
 /* One track's buffers in one call. */
 typedef struct frnn_lane {
     const frnn_track *w;
-    void *gates; /* [rows, planes * Hp], or without a tape [chunk, B, planes * Hp] */
-    void *h;     /* taped: [B + rows, Pp], the initial state first; else two of [B, Pp], taken in turn */
+    /* Without a tape, of each thread's rows in turn: gates of a chunk of steps, and two states, taken in turn. */
+    void *gates; /* [rows, planes * Hp] */
+    void *h;     /* taped: [B + rows, Pp], the initial state first; else two of [B, Pp] */
     void *c;     /* LSTM: the same with Hp */
     void *m;     /* projection: [rows or B, Hp] the output before it */
     void *dh;    /* projection, taped: [rows, Pp] dL/dh */
@@ -92,6 +93,10 @@ typedef struct frnn_run {
     void *const *scratch; /* per thread */
     void *mid[2];         /* backward: gradients between layers, [T, B, D*P] */
 } frnn_run;
+
+/* Bytes between what different threads write to without a tape: hardware that reads ahead past the end of one thread's
+ * rows takes lines from the other's core, but does not read past a page. */
+enum { FRNN_APART = 4096 };
 
 /* What there is to pack: six pointers for each track, as in fastrnn.h. */
 typedef struct frnn_packing {

@@ -35,9 +35,9 @@ INLINE const real *operand_row(const frnn_run *run, int64_t k, operand what, pla
     const int64_t n = first(run, at.s) + at.r;
     switch (what) {
     case INPUT: *ld = lane->x_ld; break;
-    case STATE: *ld = w->Pp; return state_row(run, lane->h, w->Pp, at.s) + at.r * w->Pp;
-    case CELL: *ld = w->Hp; return state_row(run, lane->c, w->Hp, at.s) + at.r * w->Hp;
-    case NEW_CELL: *ld = w->Hp; return state_row(run, lane->c, w->Hp, at.s + 1) + at.r * w->Hp;
+    case STATE: *ld = w->Pp; return taped_row(run, lane->h, w->Pp, at.s) + at.r * w->Pp;
+    case CELL: *ld = w->Hp; return taped_row(run, lane->c, w->Hp, at.s) + at.r * w->Hp;
+    case NEW_CELL: *ld = w->Hp; return taped_row(run, lane->c, w->Hp, at.s + 1) + at.r * w->Hp;
     case RESET_STATE: *ld = w->planes * w->Hp; return (const real *)lane->gates + n * *ld + PLANE_Q * w->Hp;
     case MERGED: *ld = w->Hp; return (const real *)lane->m + n * w->Hp;
     }

@@ -169,7 +169,7 @@ static void store_state(const frnn_run *run, const share *me, void *from, real *
     int64_t p0, p1;
     share_panels(me, ld / LANES, &p0, &p1);
     for (int64_t r = me->r0; r < me->r1; r++) {
-        const real *row = (carried ? (real *)from : state_row(run, from, ld, steps_of(run, r))) + r * ld;
+        const real *row = (carried ? (real *)from : state_row(run, me, from, ld, steps_of(run, r))) + r * ld;
         for (int64_t u = p0 * LANES; u < p1 * LANES; u += LANES)
             v_store_n(to + outer_batch(run, r) * n + u, v_load(row + u), lanes_left(n, u));
     }
@@ -198,7 +198,7 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
     const int reverse = (int)(k % w->spec.num_directions);
     int64_t rows = 0, p, p1;
     for (int64_t s = s0; s < s1; s++) {
-        real *gates = gates_row(run, lane, s) + me->r0 * ld;
+        real *gates = gates_row(run, me, lane, s) + me->r0 * ld;
         const int64_t end = least(me->r1, active(run, s)), shift = origin(run, lane->x_chunked, s) * run->B;
         for (int64_t r = me->r0; r < end; r++, rows++, gates += ld) {
             const int64_t row = lane->x_packed ? first(run, s) + r : outer_row(run, reverse, s, r) - shift;
@@ -232,7 +232,7 @@ static void forward_steps(const frnn_run *run, const share *me, const scratch *m
     const frnn_track *t = run->lanes[k].w;
     const int gru = w->spec.kind == FRNN_KIND_GRU, before = gru && w->spec.reset == FRNN_RESET_BEFORE;
     const int see_cell = w->spec.peephole == FRNN_PEEPHOLE_CELL;
-    step at = step_at(run, k, from);
+    step at = step_at(run, me, k, from);
     product gates = {
         .from_ld = w->Pp, .K = w->P, .depth = w->P, .w = t->wh, .vecs = w->h_vecs, .units = w->Hp, .in_ld = at.ld,
         .in_plane = w->Hp,
@@ -270,8 +270,9 @@ static void forward_track(const frnn_run *run, const share *me, const scratch *m
     const frnn_lane *lane = &run->lanes[k];
     const frnn_call *call = run->call;
     if (s0 == 0) {
-        load_state(run, me, track_state(run, call->h0, k, w->P), w->P, lane->h, w->Pp);
-        if (lane->c) load_state(run, me, track_state(run, call->c0, k, w->H), w->H, lane->c, w->Hp);
+        load_state(run, me, track_state(run, call->h0, k, w->P), w->P, state_row(run, me, lane->h, w->Pp, 0), w->Pp);
+        real *const c = state_row(run, me, lane->c, w->Hp, 0);
+        if (c) load_state(run, me, track_state(run, call->c0, k, w->H), w->H, c, w->Hp);
         share_wait(me);
     }
     for (int64_t from = s0; from < s1; from += run->chunk) {
@@ -294,6 +295,7 @@ static share share_of(const frnn_run *run, int rank, int size, int *group) {
                 .barrier = run->group[*group]};
     me.r0 = me.by_panel ? 0 : share_edge(run, me.rank, me.size);
     me.r1 = me.by_panel ? run->B : share_edge(run, me.rank + 1, me.size);
+    me.apart = me.by_panel ? 0 : me.rank * (FRNN_APART / (int64_t)sizeof(real));
     return me;
 }
 
@@ -341,8 +343,8 @@ static void backward_steps(const frnn_run *run, const share *me, const scratch *
         .from_ld = ld, .depth = depth, .w = lane->w->wht, .vecs = 1, .units = w->Pp,
         .in = w->spec.peephole == FRNN_PEEPHOLE_CELL ? NULL : lane->carry_h, .in_ld = w->Pp,
     };
-    step at = step_at(run, k, s1 - 1 > 0 ? s1 - 1 : 0);
-    job.from = gates_row(run, lane, s1) + w->h_plane * w->Hp;
+    step at = step_at(run, me, k, s1 - 1 > 0 ? s1 - 1 : 0);
+    job.from = gates_row(run, me, lane, s1) + w->h_plane * w->Hp;
     for (int64_t s = s1 - 1; s >= s0; s--) {
         const int64_t r1 = s < 0 ? me->r1 : least(me->r1, active(run, s));
         const int64_t going_on = least(r1, active(run, s + 1)); /* rows whose last step this is have no next one */

@@ -52,6 +52,9 @@ struct frnn_plan {
     void *memory;     /* the workspace: grows to the largest call's need */
     size_t bytes;
     trial trials[3]; /* forward, forward with a tape, backward */
+    frnn_run run;    /* the call under way, or the last */
+    int settled;     /* whether a next call of its sizes would be prepared just like it, */
+    int threads;     /* with a team of that size */
     double l2, l3;   /* bytes of a core's own cache, and of the one that cores share */
 };
 
@@ -360,13 +363,20 @@ static void lay_out_lengths(frnn_run *run, arena *a) {
     for (int64_t s = 0; s < run->T; s++) first[s + 1] = first[s] + active[s];
 }
 
+/* Rows that threads share: without a tape there is room to set them apart. */
+static void *take_rows(const frnn_run *run, arena *a, int64_t rows, int64_t width) {
+    void *const piece = take(a, rows, multiply(a, (size_t)width, (size_t)run->weights->spec.real_size));
+    if (!run->taped) take(a, run->size - 1, FRNN_APART);
+    return piece;
+}
+
 /* What the tape keeps of a track, or the workspace where there is no tape. */
 static void lay_out_track(const frnn_run *run, frnn_lane *lane, arena *a) {
     const frnn_weights *w = run->weights;
     const int64_t states = run->taped ? run->B + run->rows : 2 * run->B;
     const size_t size = (size_t)w->spec.real_size;
-    lane->h = take(a, states, (size_t)w->Pp * size);
-    lane->c = w->spec.kind == FRNN_KIND_LSTM ? take(a, states, (size_t)w->Hp * size) : NULL;
+    lane->h = take_rows(run, a, states, w->Pp);
+    lane->c = w->spec.kind == FRNN_KIND_LSTM ? take_rows(run, a, states, w->Hp) : NULL;
     lane->m = w->spec.proj_size ? take(a, run->taped ? run->rows : run->B, (size_t)w->Hp * size) : NULL;
     if (!run->taped) return;
     lane->gates = take(a, run->rows, (size_t)(w->planes * w->Hp) * size);
@@ -432,8 +442,8 @@ static void lay_out_run(frnn_run *run, frnn_plan *plan, arena *a) {
         /* The layers of one direction go chunk by chunk; two directions need a layer's whole output. */
         const int64_t rows = D == 1 ? run->most_rows : c->T * c->B;
         void *const odd = L > 1 ? take_between(run, a, rows) : NULL, *const even = L > 2 ? take_between(run, a, rows) : NULL;
-        void *const gates[2] = {take(a, run->most_rows, (size_t)(w->planes * w->Hp) * size),
-                                D == 2 ? take(a, run->most_rows, (size_t)(w->planes * w->Hp) * size) : NULL};
+        void *const gates[2] = {take_rows(run, a, run->most_rows, w->planes * w->Hp),
+                                D == 2 ? take_rows(run, a, run->most_rows, w->planes * w->Hp) : NULL};
         for (int64_t k = 0; k < L * D; k++) {
             lay_out_track(run, &lanes[k], a);
             lanes[k].gates = gates[k % D];
@@ -537,6 +547,42 @@ static trial *share_work(frnn_run *run, frnn_plan *plan) {
 
 /* ---- running ---------------------------------------------------------------------------------------------------- */
 
+/* Prepare plan->run for a call: sizes, threads, memory; the trial that decided on them, or NULL. */
+static int prepare(frnn_plan *plan, const frnn_call *call, const frnn_grads *grads, trial **doubt) {
+    frnn_run *const run = &plan->run;
+    plan->settled = 0;
+    plan->threads = frnn_get_threads();
+    begin_run(run, plan->weights, call, grads);
+    choose_chunk(run, plan->l3);
+    *doubt = share_work(run, plan);
+    arena measure = {0};
+    lay_out_run(run, plan, &measure);
+    if (measure.failed) return FRNN_ERROR_SIZE;
+    if (measure.used > plan->bytes) {
+        free(plan->memory);
+        plan->memory = allocate(measure.used);
+        plan->bytes = plan->memory ? measure.used : 0;
+        if (!plan->memory) return FRNN_ERROR_MEMORY;
+    }
+    arena real = {.base = plan->memory};
+    lay_out_run(run, plan, &real);
+    frnn_barrier_init(&plan->team, run->size);
+    for (int g = 0; g < run->groups; g++)
+        frnn_barrier_init(&plan->group[g], ((g + 1) * run->size + run->groups - 1) / run->groups - (g * run->size + run->groups - 1) / run->groups);
+    run->team = &plan->team;
+    run->group[0] = &plan->group[0];
+    run->group[1] = &plan->group[1];
+    plan->settled = !*doubt && !grads && !call->tape && !call->lengths;
+    return FRNN_OK;
+}
+
+/* Whether the last run serves this call too, whose arrays alone are others: a small network's step takes less than to
+ * prepare for it. */
+static int prepared(const frnn_plan *plan, const frnn_call *call, const frnn_grads *grads) {
+    return plan->settled && !grads && !call->tape && !call->lengths && call->T == plan->run.T && call->B == plan->run.B &&
+           plan->threads == frnn_get_threads();
+}
+
 static int run_call(frnn_plan *plan, const frnn_call *call, const frnn_grads *grads) {
     const frnn_weights *w = plan->weights;
     int code = check_call(w, call);
@@ -549,35 +595,17 @@ static int run_call(frnn_plan *plan, const frnn_call *call, const frnn_grads *gr
         frnn_plan_free(own);
         return code;
     }
-    frnn_run run;
-    begin_run(&run, w, call, grads);
-    choose_chunk(&run, plan->l3);
-    trial *const doubt = share_work(&run, plan);
-    const int64_t begin = doubt ? frnn_now_ns() : 0;
-    arena measure = {0};
-    lay_out_run(&run, plan, &measure);
-    if (measure.failed) {
-        code = FRNN_ERROR_SIZE;
-    } else if (measure.used > plan->bytes) {
-        free(plan->memory);
-        plan->memory = allocate(measure.used);
-        plan->bytes = plan->memory ? measure.used : 0;
-        if (!plan->memory) code = FRNN_ERROR_MEMORY;
-    }
+    frnn_run *const run = &plan->run;
+    trial *doubt = NULL;
+    if (prepared(plan, call, grads)) run->call = call;
+    else code = prepare(plan, call, grads, &doubt);
     if (!code) {
-        arena real = {.base = plan->memory};
-        lay_out_run(&run, plan, &real);
-        connect(&run, plan);
-        frnn_barrier_init(&plan->team, run.size);
-        for (int g = 0; g < run.groups; g++)
-            frnn_barrier_init(&plan->group[g], ((g + 1) * run.size + run.groups - 1) / run.groups - (g * run.size + run.groups - 1) / run.groups);
-        run.team = &plan->team;
-        run.group[0] = &plan->group[0];
-        run.group[1] = &plan->group[1];
+        connect(run, plan);
+        const int64_t begin = doubt ? frnn_now_ns() : 0;
         const frnn_task task = grads ? w->kernels->backward : w->kernels->forward;
-        if (run.size == 1) task(&run, 0, 1);
-        else frnn_team_run(run.size, task, &run);
-        if (doubt) note_trial(doubt, run.size > 1, (double)(frnn_now_ns() - begin) / (double)run.rows);
+        if (run->size == 1) task(run, 0, 1);
+        else frnn_team_run(run->size, task, run);
+        if (doubt) note_trial(doubt, run->size > 1, (double)(frnn_now_ns() - begin) / (double)run->rows);
     }
     pthread_mutex_unlock(&plan->lock);
     return code;
@@ -591,11 +619,15 @@ int frnn_forward(frnn_plan *plan, const frnn_call *call) {
     return run_call(plan, call, NULL);
 }
 
-int frnn_step(frnn_plan *plan, frnn_call *call, const void *x, void *y) {
-    if (!call) return FRNN_ERROR_NULL;
-    call->x = x;
-    call->y = y;
-    return frnn_forward(plan, call);
+int frnn_step(frnn_plan *plan, const frnn_call *call, const void *x, int64_t index) {
+    if (!plan || !call || !call->y) return FRNN_ERROR_NULL;
+    const frnn_spec *s = &plan->weights->spec;
+    const int code = check_call(plan->weights, call);
+    if (code) return code;
+    frnn_call next = *call;
+    next.x = x;
+    next.y = (char *)call->y + index * call->T * call->B * s->num_directions * plan->weights->P * s->real_size;
+    return frnn_forward(plan, &next);
 }
 
 int frnn_backward(frnn_plan *plan, const frnn_call *call, const frnn_grads *grads) {

@@ -28,6 +28,7 @@ typedef struct share {
     int rank, size; /* within the group that runs a track */
     int by_panel;
     int64_t r0, r1;
+    int64_t apart; /* reals by which its own memory is set off */
     frnn_barrier *barrier;
 } share;
 
@@ -72,6 +73,7 @@ typedef struct step {
     const frnn_run *run;
     const frnn_weights *w;
     const frnn_lane *lane;
+    const share *me;
     int64_t s, k; /* step; track number */
     int reverse;
     int keep;    /* whether the gates are wanted afterwards */
@@ -81,34 +83,39 @@ typedef struct step {
     int64_t y_row, y_origin; /* without lengths the row of y that row 0 writes; with, what y's rows are counted from */
 } step;
 
-/* Row r of a sequence of states at step s: index 0 is the initial one. */
-INLINE real *state_row(const frnn_run *run, void *base, int64_t ld, int64_t s) {
-    if (!base) return NULL;
-    if (!run->taped) return (real *)base + (s & 1) * run->B * ld;
+/* Row 0 of a taped sequence of states at step s: index 0 is the initial one. */
+INLINE real *taped_row(const frnn_run *run, void *base, int64_t ld, int64_t s) {
     return (real *)base + (s ? run->B + first(run, s - 1) : 0) * ld;
+}
+
+/* The same on a tape or not; NULL where there is no such state. */
+INLINE real *state_row(const frnn_run *run, const share *me, void *base, int64_t ld, int64_t s) {
+    if (!base || run->taped) return base ? taped_row(run, base, ld, s) : NULL;
+    return (real *)base + (me->r0 + (s & 1) * (me->r1 - me->r0)) * ld + me->apart;
 }
 
 /* The step that row 0 of a buffer between layers stands for: such a buffer may hold one chunk only. */
 INLINE int64_t origin(const frnn_run *run, int chunked, int64_t s) { return chunked ? s / run->chunk * run->chunk : 0; }
 
-/* The gates rows of step s. Without a tape, a row of the batch has the same place in every chunk: threads that share rows
- * do not wait. */
-INLINE real *gates_row(const frnn_run *run, const frnn_lane *lane, int64_t s) {
-    const int64_t row = run->taped ? first(run, s) : s % run->chunk * run->B;
-    return (real *)lane->gates + row * run->weights->planes * run->weights->Hp;
+/* Row 0 of the gates of step s. Without a tape, a row of the batch has the same place in every chunk: threads that share
+ * rows do not wait. */
+INLINE real *gates_row(const frnn_run *run, const share *me, const frnn_lane *lane, int64_t s) {
+    const int64_t ld = run->weights->planes * run->weights->Hp;
+    if (run->taped) return (real *)lane->gates + first(run, s) * ld;
+    return (real *)lane->gates + (me->r0 * (run->chunk - 1) + s % run->chunk * (me->r1 - me->r0)) * ld + me->apart;
 }
 
-INLINE step step_at(const frnn_run *run, int64_t k, int64_t s) {
+INLINE step step_at(const frnn_run *run, const share *me, int64_t k, int64_t s) {
     const frnn_weights *w = run->weights;
     const frnn_lane *lane = &run->lanes[k];
     const int64_t n = first(run, s), y_origin = origin(run, lane->y_chunked, s) * run->B;
     const int reverse = (int)(k % w->spec.num_directions);
     return (step){
-        .run = run, .w = w, .lane = lane, .s = s, .k = k, .reverse = reverse,
+        .run = run, .w = w, .lane = lane, .me = me, .s = s, .k = k, .reverse = reverse,
         .y_row = (reverse ? run->T - 1 - s : s) * run->B - y_origin, .y_origin = y_origin,
-        .keep = run->taped, .ld = w->planes * w->Hp, .gates = gates_row(run, lane, s),
-        .h_in = state_row(run, lane->h, w->Pp, s), .h_out = state_row(run, lane->h, w->Pp, s + 1),
-        .c_in = state_row(run, lane->c, w->Hp, s), .c_out = state_row(run, lane->c, w->Hp, s + 1),
+        .keep = run->taped, .ld = w->planes * w->Hp, .gates = gates_row(run, me, lane, s),
+        .h_in = state_row(run, me, lane->h, w->Pp, s), .h_out = state_row(run, me, lane->h, w->Pp, s + 1),
+        .c_in = state_row(run, me, lane->c, w->Hp, s), .c_out = state_row(run, me, lane->c, w->Hp, s + 1),
         .m = lane->m ? (real *)lane->m + (run->taped ? n : 0) * w->Hp : NULL,
         .dh = lane->dh ? (real *)lane->dh + n * w->Pp : NULL,
     };
@@ -118,7 +125,7 @@ INLINE step step_at(const frnn_run *run, int64_t k, int64_t s) {
 INLINE void step_on(step *k) {
     const frnn_run *run = k->run;
     const frnn_weights *w = k->w;
-    const int64_t rows = run->taped ? active(run, k->s) : run->B;
+    const int64_t rows = run->taped ? active(run, k->s) : k->me->r1 - k->me->r0;
     real *const h = k->h_in, *const c = k->c_in;
     k->gates += rows * k->ld;
     k->h_in = k->h_out;
@@ -138,9 +145,9 @@ INLINE void step_back(step *k) {
     const int64_t rows = active(run, --k->s);
     k->gates -= rows * k->ld;
     k->h_out = k->h_in;
-    k->h_in = state_row(run, k->lane->h, w->Pp, k->s);
+    k->h_in = taped_row(run, k->lane->h, w->Pp, k->s);
     k->c_out = k->c_in;
-    k->c_in = state_row(run, k->lane->c, w->Hp, k->s);
+    k->c_in = k->c_in ? taped_row(run, k->lane->c, w->Hp, k->s) : NULL;
     if (k->m) k->m -= rows * w->Hp;
     if (k->dh) k->dh -= rows * w->Pp;
     k->y_row += k->reverse ? run->B : -run->B;

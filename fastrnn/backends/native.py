@@ -7,9 +7,10 @@ the kernels in csrc/kernels.h.
 
 from __future__ import annotations
 
+import math
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
 from typing import Any
 
@@ -30,6 +31,7 @@ except ImportError as error:
 
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_ch")
 ALIGNMENT = 128  # of a tape, in bytes
+RESULT_BYTES = 8192  # of a stream's results made at once, which live as long as one of them is held
 
 ERRORS: dict[str, type[Exception]] = {
     "FRNN_ERROR_MEMORY": OutOfMemoryError,
@@ -374,7 +376,7 @@ def add_product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
 
 
 class Stepper:
-    """One step at a time on a plan of its own: nothing is allocated but the result."""
+    """One step at a time on a plan of its own. Results are cut from blocks: a step allocates nothing but their views."""
 
     def __init__(self, cell: Cell, params: Any, batch_size: int, dtype: np.dtype[Any]) -> None:
         self.engine = engine = _engine(cell, params, False)
@@ -389,16 +391,28 @@ class Stepper:
         self._alive = ffi.from_buffer(self.h), _pointer(self.c)
         call.h0 = call.hn = self._alive[0]
         call.c0 = call.cn = self._alive[1]
+        self.results: Iterator[tuple[int, np.ndarray]] = iter(())
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         if self.params.version != self.version:
             self.engine.pack(False)
             self.version = self.params.version
-        y = np.empty(self.shape, self.dtype)
-        code = c.frnn_step(self.plan, self.call, ffi.from_buffer(x), ffi.from_buffer(y))
+        for index, y in self.results:
+            break
+        else:
+            index, y = self._more_results()
+        code = c.frnn_step(self.plan, self.call, ffi.from_buffer(x), index)
         if code:
             _check(code, "a step of {}", self.engine.stack)
         return y
+
+    def _more_results(self) -> tuple[int, np.ndarray]:
+        size = math.prod(self.shape) * self.dtype.itemsize
+        block = np.empty((max(1, RESULT_BYTES // max(size, 1)), *self.shape), self.dtype)
+        self._block = ffi.from_buffer(block)
+        self.call.y = self._block
+        self.results = enumerate(block)
+        return next(self.results)
 
 
 make_stepper = Stepper
