@@ -19,12 +19,12 @@
 
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 #if defined(__linux__) && !defined(FRNN_NO_FUTEX)
 #include <limits.h>
 #include <linux/futex.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 #define FUTEX 1
 #endif
 
@@ -101,55 +101,6 @@ static void forget_sleepers(void)
 
 #endif
 
-/* --------------------------------------------------------------------------------------------------------- places */
-
-/* Schedulers like to put the thread that is woken where the thread is that wakes it, and threads that take turns at
- * sleeping stay there, beside an idle core, since no two of them ever want to run at once. So those that wake others
- * note their place, and those that were woken leave it. */
-
-static _Thread_local int own_rank; /* 0 for all but the team's own threads */
-
-#if defined(__linux__)
-
-static _Alignas(FRNN_CACHE_LINE) _Atomic int place[FRNN_MAX_THREADS]; /* [rank] processor last seen on */
-
-static int place_of(int rank)
-{
-    return atomic_load_explicit(&place[rank], memory_order_relaxed);
-}
-
-static void note_place(void)
-{
-    atomic_store_explicit(&place[own_rank], sched_getcpu(), memory_order_relaxed);
-}
-
-/* Leave a processor that one of a lower rank is on, for any that none of them is on. */
-static void step_aside(void)
-{
-    note_place();
-    int shared = 0;
-    for (int rank = 0; rank < own_rank; rank++)
-        shared |= place_of(rank) == place_of(own_rank);
-    cpu_set_t allowed, vacant;
-    if (!shared || sched_getaffinity(0, sizeof allowed, &allowed) != 0)
-        return;
-    vacant = allowed;
-    for (int rank = 0; rank < own_rank; rank++)
-        CPU_CLR(place_of(rank), &vacant);
-    if (CPU_COUNT(&vacant) == 0 || sched_setaffinity(0, sizeof vacant, &vacant) != 0)
-        return;
-    sched_setaffinity(0, sizeof allowed, &allowed); /* it has moved; where it goes from here is the scheduler's */
-    note_place();
-}
-
-#else
-
-static void note_place(void) {}
-
-static void step_aside(void) {}
-
-#endif
-
 /* ---------------------------------------------------------------------------------------------------------- words */
 
 int64_t frnn_now_ns(void)
@@ -206,20 +157,17 @@ static void await(word *w, uint32_t old, _Atomic unsigned *vain)
     atomic_store_explicit(vain, before + 1, memory_order_relaxed);
     while (read_word(w) == old) {
         uint32_t value = old;
-        if (atomic_compare_exchange_strong_explicit(w, &value, old | ASLEEP, memory_order_relaxed,
+        if (atomic_compare_exchange_strong_explicit(w, &value, old | ASLEEP, memory_order_release,
                                                     memory_order_relaxed) ||
             value == (old | ASLEEP))
             sleep_while(w, old | ASLEEP);
     }
-    step_aside();
 }
 
 static void move_word(word *w, uint32_t value)
 {
-    if (atomic_exchange_explicit(w, value, memory_order_acq_rel) & ASLEEP) {
-        note_place();
+    if (atomic_exchange_explicit(w, value, memory_order_acq_rel) & ASLEEP)
         wake_all(w);
-    }
 }
 
 /* -------------------------------------------------------------------------------------------------------- barrier */
@@ -250,12 +198,27 @@ void frnn_barrier_wait(frnn_barrier *barrier)
 
 /* ----------------------------------------------------------------------------------------------------------- team */
 
+/* Where a worker may run: schedulers like to put the thread that is woken where the thread is that wakes it, and two
+ * threads that take turns at sleeping can stay on one processor for ever, beside an idle one, since they never both want
+ * to run. So a worker is barred from the processor that its last job was handed over on. */
+typedef struct place {
+#if defined(__linux__)
+    pid_t thread;
+    cpu_set_t home, given; /* the processors that are its own, and those that it was left with here */
+    int barred;            /* the one that it may not run on now, or -1 */
+#else
+    char unused;
+#endif
+} place;
+
 /* A worker's letter box. The job is written first, then the word moves. */
 typedef struct slot {
     _Alignas(FRNN_CACHE_LINE) word job;
     int rank, size;
     frnn_task task;
     void *arg;
+    int from; /* the processor that handed it over */
+    place place;
 } slot;
 
 static struct {
@@ -265,6 +228,58 @@ static struct {
     _Alignas(FRNN_CACHE_LINE) _Atomic int running; /* workers still in the job */
     word done;                                     /* moves when there are none */
 } team = {.busy = ATOMIC_FLAG_INIT};
+
+#if defined(__linux__)
+
+static int processor(void)
+{
+    return sched_getcpu();
+}
+
+static void settle(place *own)
+{
+    own->thread = (pid_t)syscall(SYS_gettid);
+    own->barred = -1;
+    if (sched_getaffinity(own->thread, sizeof own->home, &own->home) != 0)
+        CPU_ZERO(&own->home);
+    own->given = own->home;
+}
+
+/* Keep a worker off a processor, unless it has no other. Costs nothing where that is so already. */
+static void bar(place *own, int from)
+{
+    cpu_set_t now;
+    if (from == own->barred || from < 0 || from >= CPU_SETSIZE || sched_getaffinity(own->thread, sizeof now, &now) != 0)
+        return;
+    if (!CPU_EQUAL(&now, &own->given))
+        own->home = now; /* someone else has decided where it may run */
+    now = own->home;
+    CPU_CLR(from, &now);
+    if (CPU_COUNT(&now) == 0 || sched_setaffinity(own->thread, sizeof now, &now) != 0)
+        return;
+    own->given = now;
+    own->barred = from;
+}
+
+#else
+
+static int processor(void)
+{
+    return -1;
+}
+
+static void settle(place *own)
+{
+    (void)own;
+}
+
+static void bar(place *own, int from)
+{
+    (void)own;
+    (void)from;
+}
+
+#endif
 
 /* Hand the job on to the ranks that follow this one in a binomial tree: rank + 2^k for every 2^k above rank. Waking
  * a sleeper costs microseconds, so no thread does it for all. */
@@ -278,6 +293,9 @@ static void hand_on(int rank, int size, frnn_task task, void *arg)
         next->size = size;
         next->task = task;
         next->arg = arg;
+        next->from = processor();
+        if (atomic_load_explicit(&next->job, memory_order_acquire) & ASLEEP)
+            bar(&next->place, next->from);
         move_word(&next->job, read_word(&next->job) + NEXT);
     }
 }
@@ -285,11 +303,13 @@ static void hand_on(int rank, int size, frnn_task task, void *arg)
 static void *work(void *arg)
 {
     slot *own = arg;
-    own_rank = own->rank;
+    settle(&own->place);
     _Atomic unsigned idle_in_vain = 0;
     for (uint32_t seen = 0;;) {
         await(&own->job, seen, &idle_in_vain);
         seen = read_word(&own->job); /* now: there may be a next job as soon as this one is done */
+        if (own->from == processor())
+            bar(&own->place, own->from);
         hand_on(own->rank, own->size, own->task, own->arg);
         own->task(own->arg, own->rank, own->size);
         if (atomic_fetch_sub_explicit(&team.running, 1, memory_order_acq_rel) == 1)

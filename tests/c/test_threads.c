@@ -13,6 +13,9 @@
 #include "threads.h"
 
 #include <pthread.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -247,6 +250,49 @@ static void fork_again(void)
     in_child(run_fresh_team, "a child's child");
 }
 
+#if defined(__linux__)
+
+static cpu_set_t worker_may; /* run on these */
+
+static void look_around(void *arg, int rank, int size)
+{
+    (void)size;
+    if (rank == 1 && arg)
+        CHECK(sched_setaffinity(0, sizeof(cpu_set_t), arg) == 0, "cannot set a worker's processors");
+    if (rank == 1)
+        CHECK(sched_getaffinity(0, sizeof worker_may, &worker_may) == 0, "no affinity");
+}
+
+/* A worker keeps off its caller's processor, but not where someone else has put it there. */
+static void keep_apart(void)
+{
+    cpu_set_t allowed, one;
+    CHECK(sched_getaffinity(0, sizeof allowed, &allowed) == 0, "no affinity");
+    if (CPU_COUNT(&allowed) < 2)
+        return;
+    frnn_team_run(2, look_around, NULL); /* it is born with all of them */
+    for (int cpu = 0, round = 0; round < 6; cpu++) {
+        if (!CPU_ISSET(cpu % CPU_SETSIZE, &allowed))
+            continue;
+        CPU_ZERO(&one);
+        CPU_SET(cpu % CPU_SETSIZE, &one);
+        CHECK(sched_setaffinity(0, sizeof one, &one) == 0, "cannot go to processor %d", cpu % CPU_SETSIZE);
+        round++;
+        usleep(20000); /* it goes to sleep: one that is awake elsewhere may stay there */
+        frnn_team_run(2, look_around, NULL);
+        CHECK(!CPU_ISSET(cpu % CPU_SETSIZE, &worker_may), "a worker may run on its caller's processor");
+        CHECK(CPU_COUNT(&worker_may) == CPU_COUNT(&allowed) - 1, "a worker was kept off more than its caller's processor");
+    }
+    frnn_team_run(2, look_around, &one);
+    for (int round = 0; round < 3; round++) {
+        usleep(20000);
+        frnn_team_run(2, look_around, NULL);
+        CHECK(CPU_EQUAL(&worker_may, &one), "a worker left the processor that someone else had put it on");
+    }
+}
+
+#endif
+
 static _Atomic int stop;
 
 static void be_busy(void *arg, int rank, int size)
@@ -386,6 +432,10 @@ int main(int argc, char **argv)
     if (!SANITIZED) { /* nor do sanitizers follow a forked child's new threads */
         test_fork();
         printf("ok fork\n");
+#if defined(__linux__)
+        in_child(keep_apart, "workers on other processors");
+        printf("ok places\n");
+#endif
         test_busy_neighbours();
         printf("ok busy neighbours\n");
     }
