@@ -94,8 +94,8 @@ typedef struct frnn_run {
     void *mid[2];         /* backward: gradients between layers, [T, B, D*P] */
 } frnn_run;
 
-/* Bytes between what different threads write to without a tape: hardware that reads ahead past the end of one thread's
- * rows takes lines from the other's core, but does not read past a page. */
+/* Bytes between what different threads write to, but for a tape: hardware that reads ahead past the end of one thread's
+ * memory takes lines from the other's core, but does not read past a page. */
 enum { FRNN_APART = 4096 };
 
 /* What there is to pack: six pointers for each track, as in fastrnn.h. */

@@ -164,7 +164,7 @@ class Cell:
             return ()
         return tuple(gate for gate in self.gates if gate != "g")
 
-    @property
+    @cached_property
     def has_c(self) -> bool:
         """Whether the state is a pair (h, c)."""
         return self.kind == "lstm"
@@ -192,17 +192,17 @@ class Stack:
             proj_size, H = self.cell.proj_size, self.hidden_size
             raise ShapeError(f"proj_size must be smaller than hidden_size={H}, not {proj_size}")
 
-    @property
+    @cached_property
     def num_directions(self) -> int:
         """D, 1 or 2."""
         return 2 if self.bidirectional else 1
 
-    @property
+    @cached_property
     def output_size(self) -> int:
         """P, the size of h: proj_size, or hidden_size without projection."""
         return self.cell.proj_size or self.hidden_size
 
-    @property
+    @cached_property
     def recurrent_size(self) -> int:
         """The columns of weight_hh: P, or H where the gates see c in place of h."""
         return self.hidden_size if self.cell.peephole == "cell" else self.output_size

@@ -93,11 +93,12 @@ class Recurrent(Module):
         if state is not None:
             state = self._state_in(state, batch, batched, "state")
         backend, block = choose(self.cell, self.backend), self.block
-        self._forget_calls()
+        if self._calls:
+            self._forget_calls()
         y, state, tape = backend.forward(self.cell, block, x, state, lengths, self.training, **options)
         if self.training:
             self._calls.append(_Call(backend, tape, block.version, steps, batch, batched))
-        return y, self._state_out(state, batched)
+        return y, state if batched and self._lead else self._state_out(state, batched)
 
     def _forget_calls(self) -> None:
         """Drop the tapes that a new call leaves of no use."""
@@ -236,12 +237,14 @@ class Layer(Recurrent):
     def forward(self, x: Any, state: State = None, lengths: Any = None, return_cells: bool = False) -> Any:
         """y and the final state; see the class."""
         x = as_array(x, self.block.dtype, "x")
-        if x.ndim not in (2, 3) or x.shape[-1] != self.stack.input_size:
+        batched = x.ndim == 3
+        if not (batched or x.ndim == 2) or x.shape[-1] != self.stack.input_size:
             order = "[B, T," if self.batch_first else "[T, B,"
             size = self.stack.input_size
             raise ShapeError(f"x must be {order} {size}], or [T, {size}] for one sequence, not {list(x.shape)}")
-        batched = x.ndim == 3
-        x = self._time_first(x)
+        as_given = batched and not self.batch_first
+        if not as_given:
+            x = self._time_first(x)
         steps, batch, _ = x.shape
         options: dict[str, Any] = {}
         if lengths is not None:
@@ -256,7 +259,7 @@ class Layer(Recurrent):
         y, state = self._run(x, state, batched, **options)
         if return_cells:
             return self._as_given(y, batched), state, self._as_given(options["cells"], batched)
-        return self._as_given(y, batched), state
+        return y if as_given else self._as_given(y, batched), state
 
     def backward(self, dy: Any, dstate: State = None) -> tuple[np.ndarray, State]:
         """The gradients of the latest call's x and initial state; adds to the `grad` of every parameter.

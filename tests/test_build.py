@@ -199,6 +199,7 @@ def test_threads(program, flags):
         "callers at once",
         "signals",
         "fork",
+        *(["places"] if sys.platform == "linux" else []),
         "busy neighbours",
     ]
 

@@ -117,8 +117,8 @@ sequence.h: the state is a step too old
 +
 
 sequence.h: going back the state is a step too old
-- k->h_in = state_row(run, k->lane->h, w->Pp, k->s);
-+ k->h_in = state_row(run, k->lane->h, w->Pp, k->s ? k->s - 1 : 0);
+- k->h_in = taped_row(run, k->lane->h, w->Pp, k->s);
++ k->h_in = taped_row(run, k->lane->h, w->Pp, k->s ? k->s - 1 : 0);
 
 kernels.h: the final state is a step too old
 - steps_of(run, r))) + r * ld
@@ -214,10 +214,14 @@ kernels.h: the input's gradient of the last chunk of steps only
 """)
 
 # In what the numbers of ordinary calls do not show: other tests must find them.
-NO_BARRIER, BACKWARDS, IN_TRAINING, CHUNKED, UNMASKED = mistakes("""
+NO_BARRIER, IN_ONE_PLACE, BACKWARDS, IN_TRAINING, CHUNKED, UNMASKED = mistakes("""
 sequence.h: threads do not wait
 - if (me->by_panel) frnn_barrier_wait(me->barrier);
 +
+
+sequence.h: a thread's gates stand where another's do
+- (me->r0 * (run->chunk - 1) + s % run->chunk
++ (s % run->chunk
 
 product.h: one row alone is summed from the end
 - v_set1(row[m][k * step])
@@ -241,6 +245,7 @@ SUBTLE: list[tuple[Wrong, Callable[..., None], tuple[Any, ...]]] = [
     (CHUNKED, promises.test_a_long_sequence_is_its_parts, ("rnn", 999)),
     (UNMASKED, promises.test_padding_lanes_may_overflow, ("lstm", np.float32)),
     (NO_BARRIER, promises.test_threads, ("lstm", "panels", np.float32, fastrnn.set_num_threads)),
+    (IN_ONE_PLACE, promises.test_threads, ("lstm", "rows", np.float32, fastrnn.set_num_threads)),
 ]
 RIGHT = Wrong("fastrnn.h", "nothing changed", "", "")
 ALL = [RIGHT, *WRONG, *(wrong for wrong, _, _ in SUBTLE)]

@@ -66,6 +66,12 @@ class LayerTape:
 
 _loaded: dict[str, ModuleType] = {}
 _forced: str | None = None
+
+# To say that a name is not in it, os.environ takes a tenth of a small call; its dictionary, a twentieth of that.
+_environment: Any = getattr(os.environ, "_data", None)
+_variable: Any = os.fsencode("FASTRNN_BACKEND")
+if _environment is None or os.name != "posix":
+    _environment, _variable = os.environ, "FASTRNN_BACKEND"
 _announced: set[tuple[str, str]] = set()
 
 
@@ -108,7 +114,8 @@ def _restore(before: str | None) -> Iterator[None]:
 
 def forced() -> str | None:
     """The backend in force: use_backend's, else the environment's FASTRNN_BACKEND, else None."""
-    return _forced or os.environ.get("FASTRNN_BACKEND") or None
+    name = _forced or _environment.get(_variable)
+    return os.fsdecode(name) if name else None
 
 
 def choose(cell: Cell, backend: str | None = None) -> ModuleType:

@@ -148,6 +148,7 @@ class Engine:
 
     def __init__(self, cell: Cell, params: Mapping[str, np.ndarray]) -> None:
         self.stack = stack = Stack.of(cell, params)
+        self.tracks = len(stack.suffixes)
         self.params = params
         self.dtype = params["weight_ih_l0"].dtype
         if self.dtype not in (np.float32, np.float64):
@@ -307,27 +308,32 @@ class Tape:
 
 def forward(cell, params, x, state, lengths, train, *, masks=None, cells=None):  # type: ignore[no-untyped-def]
     """The contract's forward: one call of the C library."""
-    engine = _engine(cell, params, bool(train))
+    engine = _engine(cell, params, train)
     stack, (T, B, _), dtype = engine.stack, x.shape, x.dtype
+    tracks, width, buffer = engine.tracks, stack.output_size, ffi.from_buffer
     call = _call(x, lengths, masks)
-    y = _empty((T, B, stack.num_directions * stack.output_size), dtype, "the output")
-    hn = _empty((len(stack.suffixes), B, stack.output_size), dtype, "the state")
-    call.y, call.hn = ffi.from_buffer(y), ffi.from_buffer(hn)
-    if cell.has_c:
-        cn = _empty((len(stack.suffixes), B, stack.hidden_size), dtype, "the state")
-        call.cn = ffi.from_buffer(cn)
+    try:
+        y, hn = np.empty((T, B, stack.num_directions * width), dtype), np.empty((tracks, B, width), dtype)
+        cn = np.empty((tracks, B, stack.hidden_size), dtype) if cell.has_c else None
+    except (MemoryError, ValueError) as error:
+        raise OutOfMemoryError(f"the output of T={T}, B={B}, {stack} could not be allocated") from error
+    call.y, call.hn = buffer(y), buffer(hn)
+    if cn is not None:
+        call.cn = buffer(cn)
         if state is not None:
-            call.h0, call.c0 = ffi.from_buffer(state[0]), ffi.from_buffer(state[1])
+            call.h0, call.c0 = buffer(state[0]), buffer(state[1])
     elif state is not None:
-        call.h0 = ffi.from_buffer(state)
+        call.h0 = buffer(state)
     if cells is not None:
-        call.cells = ffi.from_buffer(cells)
+        call.cells = buffer(cells)
     tape = None
     if train:
         tape = Tape(engine, cell, x, lengths, masks, engine.tape_memory(call))
-        call.tape = ffi.from_buffer(tape.memory)
-    _check(c.frnn_forward(engine.plan, call), "forward of T={}, B={}, {}", T, B, stack)
-    return y, (hn, cn) if cell.has_c else hn, tape
+        call.tape = buffer(tape.memory)
+    code = c.frnn_forward(engine.plan, call)
+    if code:
+        _check(code, "forward of T={}, B={}, {}", T, B, stack)
+    return y, hn if cn is None else (hn, cn), tape
 
 
 def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
@@ -376,7 +382,7 @@ def add_product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
 
 
 class Stepper:
-    """One step at a time on a plan of its own. Results are cut from blocks: a step allocates nothing but their views."""
+    """One step at a time on a plan of its own; results are views of blocks made now and then."""
 
     def __init__(self, cell: Cell, params: Any, batch_size: int, dtype: np.dtype[Any]) -> None:
         self.engine = engine = _engine(cell, params, False)
@@ -397,10 +403,7 @@ class Stepper:
         if self.params.version != self.version:
             self.engine.pack(False)
             self.version = self.params.version
-        for index, y in self.results:
-            break
-        else:
-            index, y = self._more_results()
+        index, y = next(self.results, None) or self._more_results()
         code = c.frnn_step(self.plan, self.call, ffi.from_buffer(x), index)
         if code:
             _check(code, "a step of {}", self.engine.stack)
