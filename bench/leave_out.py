@@ -55,7 +55,7 @@ TECHNIQUES = (
     technique(
         "tiles as tall as the registers allow",
         "lstm-inference-h256-b32 lstm-training-h256-b32 gru-inference-h128-b128",
-        ("simd.h", "#define ACCUMULATORS 24", "#define ACCUMULATORS 16"),
+        ("simd.h", "#define VEC_BYTES 64\n#define ACCUMULATORS 24", "#define VEC_BYTES 64\n#define ACCUMULATORS 16"),
     ),
     technique(
         "weights swept up and down",

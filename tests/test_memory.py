@@ -1,0 +1,90 @@
+"""What calls keep in memory: packed weights, a workspace that does not grow with T, a tape of so many values a step."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastrnn
+from fastrnn.backends import native
+
+pytestmark = pytest.mark.skipif(native.missing() is not None, reason="the C library was not built")
+LAYERS = {"lstm": fastrnn.LSTM, "gru": fastrnn.GRU, "rnn": fastrnn.RNN}
+STATM = Path("/proc/self/statm")
+needs_statm = pytest.mark.skipif(not STATM.exists(), reason="only Linux says how much of a process is in memory")
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    gc.collect()
+    return int(STATM.read_text().split()[1]) * 4096
+
+
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("name", LAYERS)
+def test_workspace_does_not_grow_with_time(name: str, num_layers: int) -> None:
+    def workspace(steps: int) -> int:
+        layer = LAYERS[name](24, 40, num_layers, backend="c")
+        layer(noise(steps, 5, 24))
+        return native.c.frnn_plan_bytes(layer.block.cache["c"].plan)
+
+    assert workspace(5000) == workspace(1000) < 600_000
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_tape_keeps_the_gates_and_two_values_a_step(name: str) -> None:
+    steps, batch, hidden = 50, 16, 64
+    layer = LAYERS[name](hidden, hidden, 2, backend="c").train()
+    layer(noise(steps, batch, hidden))
+    values = layer._calls[-1].tape.memory.nbytes / 4
+    a_step = (len(layer.cell.gates) + 2) * batch * hidden
+    assert values <= 2 * (steps * a_step + 2 * batch * hidden)
+
+
+IN_A_PROCESS_OF_ITS_OWN = """
+import sys
+sys.path.insert(0, {tests!r})
+import fastrnn, test_memory
+layer, x = fastrnn.LSTM(1024, 1024, backend="c"), test_memory.noise(20, 1, 1024)
+fastrnn.LSTM(16, 16, backend="c")(x[..., :16].copy())
+before = test_memory.resident()
+layer(x)
+print(test_memory.resident() - before, layer.block.flat.nbytes)
+"""
+
+
+@needs_statm
+def test_inference_keeps_weights_once() -> None:
+    code = IN_A_PROCESS_OF_ITS_OWN.format(tests=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    grown, weights = map(int, done.stdout.split())
+    assert 0.9 * weights < grown < 1.1 * weights
+
+
+@needs_statm
+@pytest.mark.parametrize("train", [False, True], ids=["inference", "training"])
+def test_ten_thousand_shapes_leave_nothing_behind(train: bool) -> None:
+    layer, x = fastrnn.GRU(3, 5, backend="c").train(train), noise(100, 100, 3)
+
+    def use(steps: int, batch: int) -> None:
+        y, _ = layer(x[:steps, :batch].copy())
+        if train:
+            layer.backward(y)
+
+    def use_all(first: int) -> int:
+        for steps in range(first, 101, 2):
+            for batch in range(1, 101):
+                use(steps, batch)
+        return resident()
+
+    odd = use_all(1)  # after which the allocator holds what it will
+    assert use_all(2) - odd < 2**19
