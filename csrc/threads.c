@@ -306,7 +306,10 @@ static void *work(void *arg)
     settle(&own->place);
     _Atomic unsigned idle_in_vain = 0;
     for (uint32_t seen = 0;;) {
+        const int64_t idle = frnn_now_ns();
         await(&own->job, seen, &idle_in_vain);
+        if (frnn_now_ns() - idle < 2 * SPIN_NS) /* even if it slept: jobs come so fast that to spin is right again */
+            atomic_store_explicit(&idle_in_vain, 0, memory_order_relaxed);
         seen = read_word(&own->job); /* now: there may be a next job as soon as this one is done */
         if (own->from == processor())
             bar(&own->place, own->from);
