@@ -142,11 +142,12 @@ def working_sets(sizes: dict[str, int], threads: int) -> dict[str, int]:
 # ---- the program -----------------------------------------------------------------------------------------------------
 
 
-def measure(threads: Sequence[int], seconds: float = 0.3) -> Ceilings:
+def measure(threads: Sequence[int], seconds: float = 0.3, flags: Sequence[str] = ()) -> Ceilings:
     """The ceilings of this machine.
 
     threads  the numbers of threads to measure with, each at least 1
     seconds  about how long to take for a figure, of which there are five for each number of threads
+    flags    more for the compiler, such as -mno-avx512f for what AVX2 alone can do
 
     Raises ProbeError where probe.c cannot be compiled or run.
     """
@@ -154,7 +155,7 @@ def measure(threads: Sequence[int], seconds: float = 0.3) -> Ceilings:
     fma = dict.fromkeys(counts, 0.0)
     read = {level: dict.fromkeys(counts, 0.0) for level in LEVELS}
     with tempfile.TemporaryDirectory() as folder:
-        program = _compile(Path(folder))
+        program = _compile(Path(folder), flags)
         for n in counts * ROUNDS:
             fma[n] = max(fma[n], _rate(program, "fma", n, seconds / ROUNDS))
             for level, size in working_sets(sizes, n).items():
@@ -174,12 +175,12 @@ def compiler() -> list[str]:
     return command
 
 
-def _compile(folder: Path) -> Path:
+def _compile(folder: Path, more: Sequence[str]) -> Path:
     """probe.c as a program in the folder, for this very machine where the compiler can do that."""
     command = compiler()
     native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
     program = folder / "probe"
-    for flags in ([native, *FLAGS], FLAGS):
+    for flags in ([native, *FLAGS, *more], [*FLAGS, *more]):
         done = _run([*command, *flags, str(SOURCE), "-o", str(program)])
         if done.returncode == 0:
             return program

@@ -16,6 +16,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +25,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import probe
+
 import fastrnn
 from fastrnn import GRU, LSTM, RNN, Cell
+from fastrnn.backends import native
+from fastrnn.bench.cases import Case
 from fastrnn.layers import Layer
 
 LAYERS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
@@ -134,7 +140,62 @@ def with_threads(threads: int, run: Run) -> Run:
     return call
 
 
+@cache
+def ceilings(threads: int, flags: tuple[str, ...] = ()) -> probe.Ceilings | None:
+    """What the machine can do; None where that cannot be measured, and what is held to it is left out."""
+    try:
+        return probe.measure([threads], flags=flags)
+    except probe.ProbeError as error:
+        print(f"without ceilings: {error}")
+        return None
+
+
+@contextmanager
+def instruction_set(name: str | None) -> Iterator[None]:
+    """Have the layers that are first called in here run on it; None for the best."""
+    before = os.environ.pop("FASTRNN_ISA", None)
+    os.environ |= {"FASTRNN_ISA": name} if name else {}
+    try:
+        yield
+    finally:
+        os.environ.pop("FASTRNN_ISA", None)
+        os.environ |= {"FASTRNN_ISA": before} if before else {}
+
+
 # ---------------------------------------------------------------- the promises
+
+
+def share_of_peak(name: str, args: Any) -> Iterator[Line]:
+    """Multiply-adds a second over those of the instruction set at its peak, where they decide: H >= 256, B >= 32."""
+    isa = "avx2" if "AVX2" in name else None
+    found = ceilings(args.threads, ("-mno-avx512f",) if isa else ())
+    if found is None or (isa and isa not in native.isas()):
+        return
+    peak = 1e9 * found.fma[args.threads]
+    modes = [mode for mode in (inference, training) if isa or mode.__name__ in name]
+    for cell, (hidden, batch), mode in product(LAYERS, ((256, 32), (256, 128), (512, 32)), modes):
+        with instruction_set(isa):
+            seconds = statistics.median(times(mode(LAYERS[cell](hidden, hidden), 50, batch), args.seconds))
+        share = Case(cell, mode.__name__, hidden, batch, 50).flops / peak / seconds
+        bound = 0.88 if not isa and mode is inference else 0.8
+        yield Line(name, share, bound, False, f"{cell} {mode.__name__} H={hidden} B={batch}")
+
+
+def share_of_bandwidth(name: str, args: Any) -> Iterator[Line]:
+    """The time that reading the recurrent weights takes, over a step's: one row, one input.
+
+    Each thread reads its part from the nearest cache that holds it; past L2 that is one straight sweep, which keeping
+    a part in L2 can beat.
+    """
+    found = ceilings(args.threads)
+    far = name.endswith("L2")
+    for cell, hidden in product(LAYERS, (512, 1024) if far else (64, 128, 256)):
+        if found is None:
+            return
+        weights = 4 * len(Cell(cell).gates) * hidden**2
+        seconds = statistics.median(times(inference(LAYERS[cell](1, hidden), 200, 1), args.seconds)) / 200
+        floor = weights / 1e9 / found.bandwidth(weights / args.threads, args.threads)
+        yield Line(name, floor / seconds, 1.0 if far else 0.6, False, f"{cell} H={hidden}")
 
 
 def threads_help(name: str, args: Any) -> Iterator[Line]:
@@ -268,6 +329,11 @@ def backends_compare(name: str, args: Any) -> Iterator[Line]:
 
 
 PROMISES: dict[str, Callable[[str, Any], Iterator[Line]]] = {
+    "share of the peak, inference": share_of_peak,
+    "share of the peak, training": share_of_peak,
+    "share of AVX2's peak": share_of_peak,
+    "share of the bandwidth, one row": share_of_bandwidth,
+    "a straight sweep's time, beyond L2": share_of_bandwidth,
     "all threads against one, speed-up": threads_help,
     "all threads against one, small": threads_help,
     "two directions against one on one core": directions,
