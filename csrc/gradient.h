@@ -48,13 +48,14 @@ INLINE const real *operand_row(const frnn_run *run, int64_t k, operand what, pla
 /* The rows [n, n + count) of an operand. */
 static void find_rows(const frnn_run *run, int64_t k, operand what, int64_t n, int64_t count, const real **rows) {
     const int one_by_one = what == INPUT && run->perm; /* sorted rows lie anywhere in the caller's array */
+    const int reverse = what == INPUT && k % run->weights->spec.num_directions;
     place at = place_of(run, n);
     for (int64_t i = 0; i < count;) {
-        const int64_t end = one_by_one ? i + 1 : least(count, i + active(run, at.s) - at.r);
+        const int64_t end = one_by_one ? i + 1 : run->length || reverse ? least(count, i + active(run, at.s) - at.r) : count;
         int64_t ld = 0;
         const real *row = operand_row(run, k, what, at, &ld);
         for (at.r += end - i; i < end; i++, row += ld) rows[i] = row;
-        if (at.r == active(run, at.s)) at.r = 0, at.s++;
+        if (at.r == active(run, at.s)) at.r = 0, at.s++; /* or all is done */
     }
 }
 
