@@ -392,3 +392,22 @@ def test_kernels_compile_where_nothing_can_be_written() -> None:
     scope: dict[str, Any] = {}
     exec("def double(x): return 2 * x", scope)
     assert K.kernel(scope["double"])(4) == 8
+
+
+FORKED = """
+import os, sys
+import numpy as np
+import fastrnn
+layer, x = fastrnn.LSTM(64, 64, seed=0, backend="numba"), np.ones((100, 32, 64), "f4")
+y, _ = layer(x)
+child = os.fork()
+if child == 0:
+    os._exit(0 if np.array_equal(layer(x)[0], y) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    environment = {**os.environ, "FASTRNN_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], check=True, timeout=100, env=environment)

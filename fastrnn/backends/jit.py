@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -30,7 +30,7 @@ from ._sequence import reverse_rows
 Array = np.ndarray
 
 CHUNK = 48  # rows of x, of all steps together, that go through W_ih at once
-SHARED = 2e7  # multiply-adds: below this a thread costs more than it brings
+SHARED = 1e7  # multiply-adds: below this a thread costs more than it brings
 
 
 # ---- the registry's questions ----------------------------------------------------------------------------------------
@@ -210,9 +210,25 @@ class Shares:
         if self.threads == 1 or len(self.calls) == 1:
             for call in self.calls:
                 job(*call)
-        else:
-            with ThreadPoolExecutor(self.threads) as pool:
-                list(pool.map(lambda call: job(*call), self.calls))
+            return
+        first, *others = self.calls
+        helpers = [_pool(self.threads - 1).submit(job, *call) for call in others]
+        try:
+            job(*first)
+        finally:
+            wait(helpers)
+        for helper in helpers:
+            helper.result()
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """So many threads beside the caller's, made once."""
+    return ThreadPoolExecutor(threads, "fastrnn")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads stay behind
 
 
 def _empty(shape: tuple[int, ...], dtype: Any) -> Array:
