@@ -105,8 +105,8 @@ int frnn_tape_layout(const frnn_weights *weights, const frnn_call *call, int64_t
 int frnn_forward(frnn_plan *plan, const frnn_call *call);
 int frnn_backward(frnn_plan *plan, const frnn_call *call, const frnn_grads *grads);
 
-/* frnn_forward of a call prepared once, with another x, to the index-th of the outputs [*, T, B, D*P] that its y holds. */
-int frnn_step(frnn_plan *plan, const frnn_call *call, const void *x, int64_t index);
+/* frnn_forward of a call prepared once, with another x, and for its y the index-th part of y [*, T, B, D*P]. */
+int frnn_step(frnn_plan *plan, const frnn_call *call, const void *x, void *y, int64_t index);
 
 /* c: [M, N] += a: [M, K] b: [K, N], by the instruction set named, or the best. The rows of c are contiguous; a's
  * element (i, k) stands at a[i * a_row + k * a_column], b's (k, j) likewise, strides in elements. */

@@ -218,7 +218,7 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
             form.fn[height](mine->from + n, I, (const real *)lane->w->wx + p * panel, panel, &start_at, &end_at);
             n += height;
         }
-        if (lane->w->bq && (run->taped || s0 == 0 || w->spec.num_layers > 1)) /* what q starts from; it may stand there yet */
+        if (lane->w->bq && (run->taped || s0 == 0 || w->spec.num_layers > 1)) /* what q starts from, unless it still stands there */
             for (int64_t n = 0; n < rows; n++)
                 for (int64_t u = p * LANES; u < (p + form.panels) * LANES; u += LANES)
                     v_store(mine->to[n] + PLANE_Q * w->Hp + u, v_load((const real *)lane->w->bq + u));

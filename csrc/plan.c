@@ -31,7 +31,7 @@ static const double TILE_HEIGHT = 6;       /* rows that one reading of the weigh
 
 /* Rows whose input product is made at once: enough to use each weight often, few enough to stay in L2. Where weights push
  * each other out of the last cache, CHUNK_FAR: those of the input then come from memory once for many steps. */
-enum { CHUNK_BYTES = 192 * 1024, CHUNK_LEAST = 48, CHUNK_MOST = 1024, CHUNK_FAR = 256 };
+enum { CHUNK_BYTES = 192 * 1024, CHUNK_LEAST = 48, CHUNK_MOST = 1024, CHUNK_FAR = 512 };
 
 /* Whether the team helps calls of one kind, found out by timing both where the model cannot tell: what a barrier costs, and
  * whether the team is awake, changes from machine to machine and from minute to minute. */
@@ -622,14 +622,14 @@ int frnn_forward(frnn_plan *plan, const frnn_call *call) {
     return run_call(plan, call, NULL);
 }
 
-int frnn_step(frnn_plan *plan, const frnn_call *call, const void *x, int64_t index) {
-    if (!plan || !call || !call->y) return FRNN_ERROR_NULL;
+int frnn_step(frnn_plan *plan, const frnn_call *call, const void *x, void *y, int64_t index) {
+    if (!plan || !call || !y) return FRNN_ERROR_NULL;
     const frnn_spec *s = &plan->weights->spec;
     const int code = check_call(plan->weights, call);
     if (code) return code;
     frnn_call next = *call;
     next.x = x;
-    next.y = (char *)call->y + index * call->T * call->B * s->num_directions * plan->weights->P * s->real_size;
+    next.y = (char *)y + index * call->T * call->B * s->num_directions * plan->weights->P * s->real_size;
     return frnn_forward(plan, &next);
 }
 

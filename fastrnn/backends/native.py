@@ -7,6 +7,7 @@ the kernels in csrc/kernels.h.
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 import os
@@ -397,24 +398,23 @@ class Stepper:
         self._alive = ffi.from_buffer(self.h), _pointer(self.c)
         call.h0 = call.hn = self._alive[0]
         call.c0 = call.cn = self._alive[1]
-        self.results: Iterator[tuple[int, np.ndarray]] = iter(())
+        self.results: Iterator[tuple[np.ndarray, Any, int]] = iter(())
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         if self.params.version != self.version:
             self.engine.pack(False)
             self.version = self.params.version
-        index, y = next(self.results, None) or self._more_results()
-        code = c.frnn_step(self.plan, self.call, ffi.from_buffer(x), index)
+        y, block, index = next(self.results, None) or self._more_results()
+        code = c.frnn_step(self.plan, self.call, ffi.from_buffer(x), block, index)
         if code:
             _check(code, "a step of {}", self.engine.stack)
         return y
 
-    def _more_results(self) -> tuple[int, np.ndarray]:
+    def _more_results(self) -> tuple[np.ndarray, Any, int]:
+        """The first result of a new block: the array, the block and its place there. Leaves the others to be taken."""
         size = math.prod(self.shape) * self.dtype.itemsize
         block = np.empty((max(1, RESULT_BYTES // max(size, 1)), *self.shape), self.dtype)
-        self._block = ffi.from_buffer(block)
-        self.call.y = self._block
-        self.results = enumerate(block)
+        self.results = zip(block, itertools.repeat(ffi.from_buffer(block)), itertools.count())
         return next(self.results)
 
 
