@@ -161,6 +161,7 @@ static void test_null_errors(void)
     }
     *read[0] = NULL;
     expect(frnn_forward(n.plan, &n.call), FRNN_ERROR_NULL, "forward without x");
+    *read[0] = n.x.data;
     expect(frnn_step(n.plan, &n.call, NULL, n.y.data, 0), FRNN_ERROR_NULL, "a step without x");
     expect(frnn_step(n.plan, &n.call, n.x.data, NULL, 0), FRNN_ERROR_NULL, "a step with nowhere to write");
     expect(frnn_step(n.plan, &n.call, n.x.data, n.y.data, 0), FRNN_OK, "a step that has everything");
