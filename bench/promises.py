@@ -193,6 +193,8 @@ def share_of_bandwidth(name: str, args: Any) -> Iterator[Line]:
         if found is None:
             return
         weights = 4 * len(Cell(cell).gates) * hidden**2
+        if far and weights / args.threads <= found.caches["l2"]:
+            continue
         seconds = statistics.median(times(inference(LAYERS[cell](1, hidden), 200, 1), args.seconds)) / 200
         floor = weights / 1e9 / found.bandwidth(weights / args.threads, args.threads)
         yield Line(name, floor / seconds, 1.0 if far else 0.6, False, f"{cell} H={hidden}")
