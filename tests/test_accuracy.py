@@ -27,7 +27,7 @@ BOUNDS = {
     ("sigmoid", np.float64): (2.5, 1.7e-16),
     ("tanh", np.float32): (2.61, 1.5e-7),
     ("tanh", np.float64): (2.65, 2.8e-16),
-    ("elu", np.float32): (1.21, 4.3e-8),
+    ("elu", np.float32): (1.1, 4.3e-8),
     ("elu", np.float64): (1.2, 8.5e-17),
     ("softplus", np.float32): (2, 5e-7),
     ("softplus", np.float64): (2, 5e-15),
@@ -86,7 +86,7 @@ def test_errors(name: str, dtype: Any, isa: str) -> None:
     assert in_ulps.max() <= most, f"at {x[np.argmax(in_ulps)]!r}"
     assert error.max() <= largest, f"at {x[np.argmax(error)]!r}"
     if name != "softplus":
-        assert in_ulps.max() > 0.75 * most and error.max() > 0.75 * largest
+        assert in_ulps.max() > 0.8 * most and error.max() > 0.8 * largest
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: np.dtype(dtype).name)
