@@ -3,7 +3,8 @@
     python bench/promises.py [--threads 2] [--seconds 0.2] [part of a name ...]
 
 One line a promise: the figure, the bound it is held to, and the case that is worst. Two things that are compared are
-timed in turn, block by block, and their medians divided. Needs no other package. Next: suite.py, against other engines.
+timed in turn, block by block, and their medians divided. Needs no other package, and
+a C compiler for the machine's ceilings alone. Next: suite.py, against other engines.
 """
 
 from __future__ import annotations
@@ -188,10 +189,10 @@ def share_of_bandwidth(name: str, args: Any) -> Iterator[Line]:
     a part in L2 can beat.
     """
     found = ceilings(args.threads)
+    if found is None:
+        return
     far = name.endswith("L2")
     for cell, hidden in product(LAYERS, (512, 1024) if far else (64, 128, 256)):
-        if found is None:
-            return
         weights = 4 * len(Cell(cell).gates) * hidden**2
         if far and weights / args.threads <= found.caches["l2"]:
             continue

@@ -550,6 +550,9 @@ static trial *share_work(frnn_run *run, frnn_plan *plan) {
 
 /* ---- running ---------------------------------------------------------------------------------------------------- */
 
+/* Whether all that a call is prepared for follows from its T and B. */
+static int is_plain(const frnn_call *call, const frnn_grads *grads) { return !grads && !call->tape && !call->lengths; }
+
 /* Prepare plan->run for a call: sizes, threads, memory; the trial that decided on them, or NULL. */
 static int prepare(frnn_plan *plan, const frnn_call *call, const frnn_grads *grads, trial **doubt) {
     frnn_run *const run = &plan->run;
@@ -575,14 +578,14 @@ static int prepare(frnn_plan *plan, const frnn_call *call, const frnn_grads *gra
     run->team = &plan->team;
     run->group[0] = &plan->group[0];
     run->group[1] = &plan->group[1];
-    plan->settled = !*doubt && !grads && !call->tape && !call->lengths;
+    plan->settled = !*doubt && is_plain(call, grads);
     return FRNN_OK;
 }
 
 /* Whether the last run serves this call too, whose arrays alone are others: a small network's step takes less than to
  * prepare for it. */
 static int prepared(const frnn_plan *plan, const frnn_call *call, const frnn_grads *grads) {
-    return plan->settled && !grads && !call->tape && !call->lengths && call->T == plan->run.T && call->B == plan->run.B &&
+    return plan->settled && is_plain(call, grads) && call->T == plan->run.T && call->B == plan->run.B &&
            plan->threads == frnn_get_threads();
 }
 
@@ -624,12 +627,11 @@ int frnn_forward(frnn_plan *plan, const frnn_call *call) {
 
 int frnn_step(frnn_plan *plan, const frnn_call *call, const void *x, void *y, int64_t index) {
     if (!plan || !call || !y) return FRNN_ERROR_NULL;
-    const frnn_spec *s = &plan->weights->spec;
-    const int code = check_call(plan->weights, call);
-    if (code) return code;
-    frnn_call next = *call;
+    const frnn_weights *w = plan->weights;
+    const uint64_t reals = (uint64_t)call->T * (uint64_t)call->B * (uint64_t)(w->spec.num_directions * w->P);
+    frnn_call next = *call; /* whose T and B frnn_forward checks */
     next.x = x;
-    next.y = (char *)y + index * call->T * call->B * s->num_directions * plan->weights->P * s->real_size;
+    next.y = (void *)((uintptr_t)y + (uintptr_t)((uint64_t)index * reals * (uint64_t)w->spec.real_size));
     return frnn_forward(plan, &next);
 }
 

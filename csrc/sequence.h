@@ -90,7 +90,8 @@ INLINE real *taped_row(const frnn_run *run, void *base, int64_t ld, int64_t s) {
 
 /* The same on a tape or not; NULL where there is no such state. */
 INLINE real *state_row(const frnn_run *run, const share *me, void *base, int64_t ld, int64_t s) {
-    if (!base || run->taped) return base ? taped_row(run, base, ld, s) : NULL;
+    if (!base) return NULL;
+    if (run->taped) return taped_row(run, base, ld, s);
     return (real *)base + (me->r0 + (s & 1) * (me->r1 - me->r0)) * ld + me->apart;
 }
 
@@ -145,9 +146,9 @@ INLINE void step_back(step *k) {
     const int64_t rows = active(run, --k->s);
     k->gates -= rows * k->ld;
     k->h_out = k->h_in;
-    k->h_in = taped_row(run, k->lane->h, w->Pp, k->s);
+    k->h_in = state_row(run, k->me, k->lane->h, w->Pp, k->s);
     k->c_out = k->c_in;
-    k->c_in = k->c_in ? taped_row(run, k->lane->c, w->Hp, k->s) : NULL;
+    k->c_in = state_row(run, k->me, k->lane->c, w->Hp, k->s);
     if (k->m) k->m -= rows * w->Hp;
     if (k->dh) k->dh -= rows * w->Pp;
     k->y_row += k->reverse ? run->B : -run->B;

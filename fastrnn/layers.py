@@ -98,7 +98,7 @@ class Recurrent(Module):
         y, state, tape = backend.forward(self.cell, block, x, state, lengths, self.training, **options)
         if self.training:
             self._calls.append(_Call(backend, tape, block.version, steps, batch, batched))
-        return y, state if batched and self._lead else self._state_out(state, batched)
+        return y, self._state_out(state, batched)
 
     def _forget_calls(self) -> None:
         """Drop the tapes that a new call leaves of no use."""
@@ -242,9 +242,7 @@ class Layer(Recurrent):
             order = "[B, T," if self.batch_first else "[T, B,"
             size = self.stack.input_size
             raise ShapeError(f"x must be {order} {size}], or [T, {size}] for one sequence, not {list(x.shape)}")
-        as_given = batched and not self.batch_first
-        if not as_given:
-            x = self._time_first(x)
+        x = self._time_first(x)
         steps, batch, _ = x.shape
         options: dict[str, Any] = {}
         if lengths is not None:
@@ -259,7 +257,7 @@ class Layer(Recurrent):
         y, state = self._run(x, state, batched, **options)
         if return_cells:
             return self._as_given(y, batched), state, self._as_given(options["cells"], batched)
-        return y if as_given else self._as_given(y, batched), state
+        return self._as_given(y, batched), state
 
     def backward(self, dy: Any, dstate: State = None) -> tuple[np.ndarray, State]:
         """The gradients of the latest call's x and initial state; adds to the `grad` of every parameter.
@@ -474,7 +472,7 @@ class SingleStep(Recurrent):
         return dx[0] if call.batched else dx[0, 0], dstate0
 
     def _forget_calls(self) -> None:
-        if self._calls and not (self.training and self._calls[-1].version == self.block.version):
+        if not (self.training and self._calls[-1].version == self.block.version):
             self._calls.clear()
 
     def _public(self, key: str) -> str:

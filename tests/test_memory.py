@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ def noise(*shape: int) -> np.ndarray:
 def resident() -> int:
     """Bytes of this process that are in memory."""
     gc.collect()
-    return int(STATM.read_text().split()[1]) * 4096
+    return int(STATM.read_text().split()[1]) * mmap.PAGESIZE
 
 
 @pytest.mark.parametrize("num_layers", [1, 3])

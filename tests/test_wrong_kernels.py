@@ -117,8 +117,8 @@ sequence.h: the state is a step too old
 +
 
 sequence.h: going back the state is a step too old
-- k->h_in = taped_row(run, k->lane->h, w->Pp, k->s);
-+ k->h_in = taped_row(run, k->lane->h, w->Pp, k->s ? k->s - 1 : 0);
+- k->h_in = state_row(run, k->me, k->lane->h, w->Pp, k->s);
++ k->h_in = state_row(run, k->me, k->lane->h, w->Pp, k->s ? k->s - 1 : 0);
 
 kernels.h: the final state is a step too old
 - steps_of(run, r))) + r * ld

@@ -66,13 +66,10 @@ class LayerTape:
 
 _loaded: dict[str, ModuleType] = {}
 _forced: str | None = None
-
-# To say that a name is not in it, os.environ takes a tenth of a small call; its dictionary, a twentieth of that.
-_environment: Any = getattr(os.environ, "_data", None)
-_variable: Any = os.fsencode("FASTRNN_BACKEND")
-if _environment is None or os.name != "posix":
-    _environment, _variable = os.environ, "FASTRNN_BACKEND"
 _announced: set[tuple[str, str]] = set()
+# To say that a name is not in it, os.environ takes a tenth of a small call; its dictionary, a twentieth of that.
+_inside: Any = getattr(os.environ, "_data", None) if os.name == "posix" else None
+_environment, _variable = (os.environ, "FASTRNN_BACKEND") if _inside is None else (_inside, b"FASTRNN_BACKEND")
 
 
 def load(name: str) -> ModuleType:

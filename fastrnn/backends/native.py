@@ -149,7 +149,6 @@ class Engine:
 
     def __init__(self, cell: Cell, params: Mapping[str, np.ndarray]) -> None:
         self.stack = stack = Stack.of(cell, params)
-        self.tracks = len(stack.suffixes)
         self.params = params
         self.dtype = params["weight_ih_l0"].dtype
         if self.dtype not in (np.float32, np.float64):
@@ -311,13 +310,11 @@ def forward(cell, params, x, state, lengths, train, *, masks=None, cells=None): 
     """The contract's forward: one call of the C library."""
     engine = _engine(cell, params, train)
     stack, (T, B, _), dtype = engine.stack, x.shape, x.dtype
-    tracks, width, buffer = engine.tracks, stack.output_size, ffi.from_buffer
+    tracks, width, buffer = len(stack.suffixes), stack.output_size, ffi.from_buffer
     call = _call(x, lengths, masks)
-    try:
-        y, hn = np.empty((T, B, stack.num_directions * width), dtype), np.empty((tracks, B, width), dtype)
-        cn = np.empty((tracks, B, stack.hidden_size), dtype) if cell.has_c else None
-    except (MemoryError, ValueError) as error:
-        raise OutOfMemoryError(f"the output of T={T}, B={B}, {stack} could not be allocated") from error
+    y = _empty((T, B, stack.num_directions * width), dtype, "the output")
+    hn = _empty((tracks, B, width), dtype, "the state")
+    cn = _empty((tracks, B, stack.hidden_size), dtype, "the state") if cell.has_c else None
     call.y, call.hn = buffer(y), buffer(hn)
     if cn is not None:
         call.cn = buffer(cn)
@@ -331,9 +328,7 @@ def forward(cell, params, x, state, lengths, train, *, masks=None, cells=None): 
     if train:
         tape = Tape(engine, cell, x, lengths, masks, engine.tape_memory(call))
         call.tape = buffer(tape.memory)
-    code = c.frnn_forward(engine.plan, call)
-    if code:
-        _check(code, "forward of T={}, B={}, {}", T, B, stack)
+    _check(c.frnn_forward(engine.plan, call), "forward of T={}, B={}, {}", T, B, stack)
     return y, hn if cn is None else (hn, cn), tape
 
 
