@@ -70,12 +70,12 @@ TECHNIQUES = (
     technique(
         "threads that share units, where there are few rows",
         "lstm-inference-h128-b1 gru-inference-h256-b1 lstm-training-h256-b1",
-        ("plan.c", "run->by_panel = per_thread > 1 && by_panels < by_rows;", "run->by_panel = 0;"),
+        ("plan.c", "*by_panel = threads > 1 && by_panels < by_rows;", "*by_panel = 0;"),
     ),
     technique(
         "threads that own rows, where there are many",
         "lstm-inference-h64-b32 gru-inference-h128-b128 rnn-inference-h64-b8",
-        ("plan.c", "run->by_panel = per_thread > 1 && by_panels < by_rows;", "run->by_panel = 1;"),
+        ("plan.c", "*by_panel = threads > 1 && by_panels < by_rows;", "*by_panel = 1;"),
     ),
     technique(
         "weight gradients by chunks of steps, not at the end",

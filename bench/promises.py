@@ -227,6 +227,20 @@ def directions(name: str, args: Any) -> Iterator[Line]:
     fastrnn.set_num_threads(args.threads)
 
 
+def layers_overlap(name: str, args: Any) -> Iterator[Line]:
+    """Two layers in one call against one after the other."""
+    for cell, hidden, batch in product(LAYERS, (16, 64, 128, 256), (1, 8)):
+        make = LAYERS[cell]
+        low, high = make(hidden, hidden), make(hidden, hidden)
+        x = noise(100, batch, hidden)
+        stack, layers = compare(
+            args.seconds,
+            inference(make(hidden, hidden, num_layers=2), 100, batch),
+            lambda low=low, high=high, x=x: high(low(x)[0]),
+        )
+        yield Line(name, stack / layers, 1.0, True, f"{cell} H={hidden} B={batch}")
+
+
 def lengths_save(name: str, args: Any) -> Iterator[Line]:
     """Ragged against padded, over the share of the steps that are real."""
     for cell, hidden, mode in product(LAYERS, (128, 512), (inference, training)):
@@ -340,6 +354,7 @@ PROMISES: dict[str, Callable[[str, Any], Iterator[Line]]] = {
     "all threads against one, speed-up": threads_help,
     "all threads against one, small": threads_help,
     "two directions against one on one core": directions,
+    "two layers against one after the other": layers_overlap,
     "ragged against padded, a real step": lengths_save,
     "variants against the plain cell, H=256": variants_cost,
     "float64's speed against float32's": float64_costs,

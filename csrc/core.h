@@ -77,6 +77,8 @@ typedef struct frnn_lane {
     void *carry_h, *carry_c; /* backward: [B, Rp or Pp], [B, Hp] */
 } frnn_lane;
 
+enum { FRNN_MAX_GROUPS = 8 }; /* of threads, with layers or a direction of their own */
+
 /* One call, as the kernels see it. */
 typedef struct frnn_run {
     const frnn_weights *weights;
@@ -88,11 +90,17 @@ typedef struct frnn_run {
     int taped;
     int64_t chunk;       /* steps whose input product is made at once */
     int64_t most_rows;   /* chunk * B */
-    int size, groups, by_panel; /* how threads share: 2 groups for two directions; by panels of units or by rows */
-    frnn_barrier *team, *group[2];
+    int64_t between;     /* steps that a chunked buffer between layers holds: whole chunks */
+    int size, groups;    /* threads, and groups of them: 2 for two directions, or each some of the layers */
+    int by_panel;        /* how a group shares a step: by panels of units or by rows */
+    int64_t layers[FRNN_MAX_GROUPS + 1]; /* one direction: group g runs the layers from layers[g] to layers[g + 1] */
+    frnn_barrier *team, *group; /* of all, and [groups] */
     void *const *scratch; /* per thread */
     void *mid[2];         /* backward: gradients between layers, [T, B, D*P] */
 } frnn_run;
+
+/* Whether groups of threads run layers at the same time. */
+static inline int frnn_layered(const frnn_run *run) { return run->groups > 1 && run->weights->spec.num_directions == 1; }
 
 /* Bytes between what different threads write to, but for a tape: hardware that reads ahead past the end of one thread's
  * memory takes lines from the other's core, but does not read past a page. */

@@ -2,7 +2,7 @@
  *
  * forward() and backward() are a thread's part of one call: (rank, size) in, nothing allocated, no globals. Threads
  * share rows of the batch (then they never wait for each other), or panels of units (one barrier a step), or take a
- * direction each. plan.c prepares the run and starts the team. Read lstm.h for what happens between two products.
+ * direction each, or layers each (then a layer is some steps behind the one below). plan.c prepares the run and starts the team. Read lstm.h for what happens between two products.
  */
 #ifndef FRNN_KERNELS_H
 #define FRNN_KERNELS_H
@@ -292,7 +292,7 @@ static share share_of(const frnn_run *run, int rank, int size, int *group) {
     *group = rank * groups / size;
     const int low = (*group * size + groups - 1) / groups, high = ((*group + 1) * size + groups - 1) / groups;
     share me = {.rank = rank - low, .size = high - low, .by_panel = run->by_panel && high - low > 1,
-                .barrier = run->group[*group]};
+                .barrier = &run->group[*group]};
     me.r0 = me.by_panel ? 0 : share_edge(run, me.rank, me.size);
     me.r1 = me.by_panel ? run->B : share_edge(run, me.rank + 1, me.size);
     me.apart = me.by_panel ? 0 : me.rank * (FRNN_APART / (int64_t)sizeof(real));
@@ -311,18 +311,22 @@ static void forward(void *arg, int rank, int size) {
     const scratch mine = carve(run, rank);
     int group;
     const share me = share_of(run, rank, size, &group);
-    const int apart = D == 2 && run->groups == 2 && size > 1;
+    const int apart = D == 2 && run->groups == 2 && size > 1, waves = size > 1 && frnn_layered(run);
     /* One direction: all layers of a chunk of time, then the next chunk. Two: a layer needs both ends of its input. */
     const int64_t stride = D == 1 ? run->chunk : run->T;
+    const int64_t k0 = waves ? run->layers[group] : 0, k1 = waves ? run->layers[group + 1] : L * D;
+    if (waves) fall_behind(run, group);
     int64_t s0 = 0;
     do {
         const int64_t s1 = least(run->T, s0 + stride);
-        for (int64_t k = 0; k < L * D; k++) {
+        for (int64_t k = k0; k < k1; k++) {
             if (!apart || k % D == group) forward_track(run, &me, &mine, k, s0, s1);
             if (apart && k % D == 1) frnn_barrier_wait(run->team);
         }
+        if (waves) frnn_barrier_wait(run->team);
         s0 = s1;
     } while (s0 < run->T);
+    if (waves) fall_behind(run, run->groups - 1 - group);
     clear_past_ends(run, run->call->y, D * w->P, D * w->P, rank, size);
     clear_past_ends(run, run->call->cells, D * w->H, D * w->H, rank, size);
     v_flush_restore(flush);
@@ -375,32 +379,97 @@ static void backward_steps(const frnn_run *run, const share *me, const scratch *
     }
 }
 
-/* A track's steps from the last to the first, by chunks: what a chunk of steps adds to the gradients of weights, and of
- * the input where dx is not NULL, is made while its rows are still in a cache. */
-static void backward_track(const frnn_run *run, const share *me, const scratch *mine, int64_t k, real *dx) {
+/* Steps [s0, s1) of a track, all later ones being done, and where dx is not NULL what they add to the input's gradient. */
+static void backward_track(const frnn_run *run, const share *me, const scratch *mine, int64_t k, real *dx, int64_t s0, int64_t s1) {
     const frnn_weights *w = run->weights;
     const frnn_lane *lane = &run->lanes[k];
     const frnn_grads *grads = run->grads;
-    const int64_t chunk = run->B < GRAD_ROWS ? GRAD_ROWS / (run->B ? run->B : 1) : 1;
-    load_state(run, me, track_state(run, grads->dhn, k, w->P), w->P, lane->carry_h, w->Pp);
-    if (lane->c) load_state(run, me, track_state(run, grads->dcn, k, w->H), w->H, lane->carry_c, w->Hp);
-    share_wait(me);
-    for (int64_t s1 = run->T, s0; s1 >= 0; s1 = s0 ? s0 : -1) {
-        s0 = s1 > chunk ? s1 - chunk : 0;
-        backward_steps(run, me, mine, k, s0 ? s0 : -1, s1);
-        share_meet(me);
-        const int64_t n0 = first(run, s0), n1 = first(run, s1);
-        add_track_grads(run, mine, k, grads->params + 6 * k, n0, n1, me->rank, me->size);
-        if (dx) input_grad(run, mine, k, dx, n0, n1, me->rank, me->size);
+    if (s1 == run->T) {
+        load_state(run, me, track_state(run, grads->dhn, k, w->P), w->P, lane->carry_h, w->Pp);
+        if (lane->c) load_state(run, me, track_state(run, grads->dcn, k, w->H), w->H, lane->carry_c, w->Hp);
+        share_wait(me);
     }
-    if (lane->c && w->spec.peephole != FRNN_PEEPHOLE_CELL)
+    backward_steps(run, me, mine, k, s0 ? s0 : -1, s1);
+    share_meet(me);
+    if (dx) input_grad(run, mine, k, dx, first(run, s0), first(run, s1), me->rank, me->size);
+    if (s0 == 0 && lane->c && w->spec.peephole != FRNN_PEEPHOLE_CELL)
         store_state(run, me, lane->carry_c, track_state(run, grads->dc0, k, w->H), w->H, w->Hp, 1);
+}
+
+/* Weight gradients go by chunks of steps, while a chunk's rows are still in a cache. */
+typedef struct span {
+    int64_t start, end;
+} span;
+
+/* The chunk whose steps end at s1 or later. Counted from the end whoever shares the work: the sums' bits hang on it. */
+static span grad_chunk(const frnn_run *run, int64_t s1) {
+    const int64_t steps = run->B < GRAD_ROWS ? GRAD_ROWS / (run->B ? run->B : 1) : 1;
+    const int64_t end = run->T - (run->T - s1) / steps * steps;
+    return (span){end > steps ? end - steps : 0, end};
+}
+
+static void add_chunk_grads(const frnn_run *run, const share *me, const scratch *mine, int64_t k, span chunk) {
+    add_track_grads(run, mine, k, run->grads->params + 6 * k, first(run, chunk.start), first(run, chunk.end), me->rank, me->size);
+}
+
+INLINE real *layer_input_grad(const frnn_run *run, int64_t layer) { return layer ? run->mid[layer & 1] : run->grads->dx; }
+
+/* Layer by layer, each by a team that shares it; two directions one after the other, or by a group each. */
+static void backward_layers(const frnn_run *run, const share *me, const scratch *mine, int group, int rank, int size) {
+    const int64_t D = run->weights->spec.num_directions;
+    const int apart = D == 2 && run->groups == 2 && size > 1;
+    for (int64_t layer = run->weights->spec.num_layers - 1; layer >= 0; layer--) {
+        real *const dx = layer_input_grad(run, layer);
+        for (int64_t k = layer * D; k < layer * D + D; k++) {
+            if (apart && k % D != group) continue;
+            span chunk = {.start = run->T};
+            do {
+                chunk = grad_chunk(run, chunk.start);
+                backward_track(run, me, mine, k, D == 1 ? dx : NULL, chunk.start, chunk.end);
+                add_chunk_grads(run, me, mine, k, chunk);
+            } while (chunk.start > 0);
+        }
+        if (size > 1) frnn_barrier_wait(run->team);
+        for (int64_t k = layer * D; D == 2 && dx && k < layer * D + D; k++) { /* one after the other: both write all of dx */
+            input_grad(run, mine, k, dx, 0, run->rows, rank, size);
+            if (size > 1) frnn_barrier_wait(run->team);
+        }
+    }
+}
+
+/* The part of a chunk's steps that ends at s1. */
+static int64_t part_start(const frnn_run *run, int64_t s1) {
+    const int64_t start = grad_chunk(run, s1).start;
+    return s1 - run->chunk > start ? s1 - run->chunk : start;
+}
+
+/* All layers at once, by groups: each takes a part of a chunk's steps, then they meet. The lowest layers are the last to
+ * have a chunk done; only then all of them add to the gradients of weights, lest one group wait while another does. */
+static void backward_waves(const frnn_run *run, const share *me, const scratch *mine, int group) {
+    const int64_t low = run->layers[group], high = run->layers[group + 1];
+    const int last = run->groups - 1;
+    int64_t s1 = run->T, done = run->T; /* where this group's next part ends, and the lowest one's */
+    for (int round = 0; done > 0; round++) {
+        if (round >= last - group && s1 > 0) {
+            const int64_t s0 = part_start(run, s1);
+            for (int64_t k = high - 1; k >= low; k--) {
+                backward_track(run, me, mine, k, layer_input_grad(run, k), s0, s1);
+                if (me->size > 1) frnn_barrier_wait(me->barrier);
+            }
+            s1 = s0;
+        }
+        if (round >= last) {
+            const span chunk = grad_chunk(run, done);
+            done = part_start(run, done);
+            for (int64_t k = low; done == chunk.start && k < high; k++) add_chunk_grads(run, me, mine, k, chunk);
+        }
+        frnn_barrier_wait(run->team);
+    }
 }
 
 static void backward(void *arg, int rank, int size) {
     const frnn_run *run = arg;
     const frnn_weights *w = run->weights;
-    const int64_t D = w->spec.num_directions;
     if (size < run->size) { /* a thread could not be had: the barriers would wait for it */
         if (rank) return;
         size = 1;
@@ -409,18 +478,9 @@ static void backward(void *arg, int rank, int size) {
     const scratch mine = carve(run, rank);
     int group;
     const share me = share_of(run, rank, size, &group);
-    const int apart = D == 2 && run->groups == 2 && size > 1;
     clear_past_ends(run, run->grads->dx, w->tracks[0].I, w->tracks[0].I, rank, size);
-    for (int64_t layer = w->spec.num_layers - 1; layer >= 0; layer--) {
-        real *const dx = layer ? run->mid[layer & 1] : run->grads->dx;
-        for (int64_t k = layer * D; k < layer * D + D; k++)
-            if (!apart || k % D == group) backward_track(run, &me, &mine, k, D == 1 ? dx : NULL);
-        if (size > 1) frnn_barrier_wait(run->team);
-        for (int64_t k = layer * D; D == 2 && dx && k < layer * D + D; k++) { /* one after the other: both write all of dx */
-            input_grad(run, &mine, k, dx, 0, run->rows, rank, size);
-            if (size > 1) frnn_barrier_wait(run->team);
-        }
-    }
+    if (size > 1 && frnn_layered(run)) backward_waves(run, &me, &mine, group);
+    else backward_layers(run, &me, &mine, group, rank, size);
     v_flush_restore(flush);
 }
 

@@ -28,6 +28,7 @@ static const double SURE = 0.6;            /* the team's part of the time alone 
 static const double SMALL_NS = 500000;     /* but for calls as short as that */
 static const double PACK_BYTES_PER_NS = 4; /* packed, one thread */
 static const double TILE_HEIGHT = 6;       /* rows that one reading of the weights serves */
+static const double WAVE_L2 = 0.6;         /* the part of L2 for a layer's recurrent weights where its input's pass every few steps */
 
 /* Rows whose input product is made at once: enough to use each weight often, few enough to stay in L2. Where weights push
  * each other out of the last cache, CHUNK_FAR: those of the input then come from memory once for many steps. */
@@ -45,7 +46,7 @@ typedef struct trial {
 struct frnn_plan {
     const frnn_weights *weights;
     pthread_mutex_t lock;
-    frnn_barrier team, group[2];
+    frnn_barrier team, group[FRNN_MAX_GROUPS];
     void *scratch[FRNN_MAX_THREADS];
     frnn_lane *lanes; /* [L*D] */
     void **between;   /* [L] layer l's input buffer */
@@ -423,6 +424,7 @@ static void choose_chunk(frnn_run *run, double l3) {
     run->chunk = B && rows > B ? rows / B : 1;
     if (run->chunk > run->T) run->chunk = run->T ? run->T : 1;
     run->most_rows = run->chunk * B;
+    run->between = run->chunk;
 }
 
 /* All buffers of a run, in the workspace and on the caller's tape. */
@@ -435,26 +437,25 @@ static void lay_out_run(frnn_run *run, frnn_plan *plan, arena *a) {
     frnn_lane *const lanes = run->lanes = plan->lanes;
     memset(lanes, 0, (size_t)(L * D) * sizeof *lanes);
     lay_out_lengths(run, a);
+    const int64_t apart = frnn_layered(run) ? L : D; /* tracks that may run at the same time */
     if (run->taped) {
         arena tape = {.base = c->tape};
         lay_out_tape(run, lanes, plan->between, &tape);
     } else {
-        /* The layers of one direction go chunk by chunk; two directions need a layer's whole output. */
-        const int64_t rows = D == 1 ? run->most_rows : c->T * c->B;
-        void *const odd = L > 1 ? take_between(run, a, rows) : NULL, *const even = L > 2 ? take_between(run, a, rows) : NULL;
-        void *const gates[2] = {take_rows(run, a, run->most_rows, w->planes * w->Hp),
-                                D == 2 ? take_rows(run, a, run->most_rows, w->planes * w->Hp) : NULL};
         for (int64_t k = 0; k < L * D; k++) {
             lay_out_track(run, &lanes[k], a);
-            lanes[k].gates = gates[k % D];
+            lanes[k].gates = k < apart ? take_rows(run, a, run->most_rows, w->planes * w->Hp) : lanes[k - apart].gates;
         }
-        for (int64_t layer = 1; layer < L; layer++) plan->between[layer] = layer & 1 ? odd : even;
+        /* The layers of one direction go chunk by chunk; two directions need a layer's whole output. */
+        const int64_t rows = D == 1 ? run->between * c->B : c->T * c->B, turns = frnn_layered(run) ? L : 2;
+        for (int64_t layer = 1; layer < L; layer++)
+            plan->between[layer] = layer <= turns ? take_between(run, a, rows) : plan->between[layer - turns];
     }
     if (run->grads) {
-        for (int64_t d = 0; d < D; d++) {
-            void *const carry_h = take(a, c->B, (size_t)w->Pp * size);
-            void *const carry_c = take(a, c->B, (size_t)w->Hp * size);
-            for (int64_t k = d; k < L * D; k += D) lanes[k].carry_h = carry_h, lanes[k].carry_c = carry_c;
+        for (int64_t k = 0; k < L * D; k++) {
+            lanes[k].carry_h = k < apart ? take(a, c->B, (size_t)w->Pp * size) : lanes[k - apart].carry_h;
+            lanes[k].carry_c = k < apart ? take(a, c->B, (size_t)w->Hp * size) : lanes[k - apart].carry_c;
+            if (k < apart) take(a, run->size - 1, FRNN_APART);
         }
         for (int i = 0; i < 2; i++) run->mid[i] = L > 2 - i ? take_between(run, a, c->T * c->B) : NULL;
     }
@@ -510,6 +511,55 @@ static double step_ns(const frnn_run *run, double rows, double part, double l2) 
     return product + rows * part * (double)(w->gates * w->Hp / w->lanes) * GATE_NS + STEP_NS;
 }
 
+/* The time of a step for a group of so many threads, and whether they had better share its units than its rows. */
+static double group_ns(const frnn_run *run, double rows, double threads, double l2, int *by_panel) {
+    const frnn_weights *w = run->weights;
+    const double phases = w->spec.proj_size || w->h_vecs == 2 ? 2 : 1, panels = (double)(w->Hp / w->lanes);
+    const double heads = (double)run->B < threads ? (double)run->B : threads;
+    const double by_rows = step_ns(run, rows / (heads < 1 ? 1 : heads), 1, l2);
+    const double part = threads <= 1 ? 1 : 1 / (panels < threads ? panels : threads);
+    const double by_panels = step_ns(run, rows, part, l2) + (threads > 1 ? phases * BARRIER_NS : 0);
+    *by_panel = threads > 1 && by_panels < by_rows;
+    return by_rows < by_panels ? by_rows : by_panels;
+}
+
+/* How many recurrent products' time the layers from low to high take, input products included. */
+static double layers_cost(const frnn_weights *w, int64_t low, int64_t high) {
+    double cost = 0;
+    for (int64_t layer = low; layer < high; layer++)
+        cost += 1 + (double)w->tracks[layer * w->spec.num_directions].I / (double)w->P;
+    return cost;
+}
+
+/* Give each of the groups some of the layers, as evenly as can be; the heaviest one's cost. */
+static double divide_layers(const frnn_weights *w, int groups, int64_t edges[]) {
+    const int64_t L = w->spec.num_layers;
+    const double all = layers_cost(w, 0, L);
+    double heaviest = 0;
+    edges[0] = 0;
+    for (int g = 0; g < groups; g++) {
+        int64_t edge = edges[g] + 1; /* one layer at least, and one at least for each group to come */
+        const double goal = all * (g + 1) / groups - layers_cost(w, 0, edges[g]);
+        while (edge < L - (groups - 1 - g) && layers_cost(w, edges[g], edge) + layers_cost(w, edge, edge + 1) / 2 < goal) edge++;
+        edges[g + 1] = g == groups - 1 ? L : edge;
+        const double cost = layers_cost(w, edges[g], edges[g + 1]);
+        if (cost > heaviest) heaviest = cost;
+    }
+    return heaviest;
+}
+
+/* The time of groups that run layers at the same time, the slowest taking of_group alone, and how many steps they had
+ * better hand over at once: few, that none waits long for its first, but a tile's rows, and worth a barrier. */
+static double waves_ns(const frnn_run *run, double of_group, int groups, int64_t *steps) {
+    double best = 0;
+    for (int64_t s = run->chunk; s && (best == 0 || (double)(s * run->B) >= TILE_HEIGHT); s /= 2) {
+        const double parts = (double)((run->T + s - 1) / s), rounds = parts + groups - 1;
+        const double ns = rounds * (of_group / parts + BARRIER_NS);
+        if (best == 0 || ns < best) best = ns, *steps = s;
+    }
+    return best;
+}
+
 /* How many threads, and what each owns; the trial that decided, or NULL. */
 static trial *share_work(frnn_run *run, frnn_plan *plan) {
     const frnn_weights *w = run->weights;
@@ -519,21 +569,21 @@ static trial *share_work(frnn_run *run, frnn_plan *plan) {
     run->size = run->groups = 1;
     if (team == 1 || run->rows == 0) return NULL;
 
-    const double rows = (double)run->rows / (double)(run->T ? run->T : 1); /* of a mean step */
-    const double phases = w->spec.proj_size || w->h_vecs == 2 ? 2 : 1;
-    const double per_thread = team / (D == 2 ? 2.0 : 1.0);
-    const double panels = (double)(w->Hp / w->lanes);
-
-    const double alone = step_ns(run, rows, 1, l2);
-    const double heads = run->B < per_thread ? (double)run->B : per_thread;
-    const double by_rows = step_ns(run, rows / (heads < 1 ? 1 : heads), 1, l2);
-    const double part = per_thread <= 1 ? 1 : 1 / (panels < per_thread ? panels : per_thread);
-    const double by_panels = step_ns(run, rows, part, l2) + (per_thread > 1 ? phases * BARRIER_NS : 0);
-
-    const double best = by_rows < by_panels ? by_rows : by_panels;
+    const double rows = (double)run->rows / (double)run->T; /* of a mean step */
     const double weight = run->grads ? 3 : 1; /* what stands beside the recurrent product: inputs, gradients */
-    const double times = (double)run->T * (double)L * (1 + (double)w->tracks[0].I / (double)w->P) * weight;
-    const double whole = (double)D * alone * times, shared = best * times + TEAM_NS;
+    const double times = (double)run->T * weight, stack = layers_cost(w, 0, L) * times;
+    const double whole = (double)D * step_ns(run, rows, 1, l2) * stack;
+    int by_panel, groups = (int)D;
+    int64_t steps = run->chunk;
+    double shared = group_ns(run, rows, (double)team / (double)D, l2, &by_panel) * stack + TEAM_NS;
+    if (D == 1 && L > 1) {
+        const int most = team < FRNN_MAX_GROUPS ? team : FRNN_MAX_GROUPS, n = L < most ? (int)L : most;
+        int panels_of_group;
+        int64_t handed = steps;
+        const double step = group_ns(run, rows, (double)team / n, WAVE_L2 * l2, &panels_of_group);
+        const double layered = waves_ns(run, divide_layers(w, n, run->layers) * step * times, n, &handed) + TEAM_NS;
+        if (layered < shared) shared = layered, groups = n, by_panel = panels_of_group, steps = handed;
+    }
     if (shared >= whole) return NULL;
     trial *doubt = NULL;
     if (shared > SURE * whole || whole < SMALL_NS) {
@@ -543,8 +593,13 @@ static trial *share_work(frnn_run *run, frnn_plan *plan) {
         if (!choose_by_trial(doubt, run->B * 64 + bucket)) return doubt;
     }
     run->size = team;
-    run->groups = D == 2 ? 2 : 1;
-    run->by_panel = per_thread > 1 && by_panels < by_rows;
+    run->groups = groups;
+    run->by_panel = by_panel;
+    if (frnn_layered(run)) {
+        run->chunk = steps;
+        run->between = 2 * steps; /* one that is written, one that is read */
+        run->most_rows = steps * run->B;
+    }
     return doubt;
 }
 
@@ -576,8 +631,7 @@ static int prepare(frnn_plan *plan, const frnn_call *call, const frnn_grads *gra
     for (int g = 0; g < run->groups; g++)
         frnn_barrier_init(&plan->group[g], ((g + 1) * run->size + run->groups - 1) / run->groups - (g * run->size + run->groups - 1) / run->groups);
     run->team = &plan->team;
-    run->group[0] = &plan->group[0];
-    run->group[1] = &plan->group[1];
+    run->group = plan->group;
     plan->settled = !*doubt && is_plain(call, grads);
     return FRNN_OK;
 }

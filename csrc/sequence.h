@@ -56,6 +56,11 @@ INLINE void share_meet(const share *me) {
     if (me->size > 1 && !me->by_panel) frnn_barrier_wait(me->barrier);
 }
 
+/* Groups that take layers hand over chunk by chunk, all at once: a group is so many chunks behind another. */
+static void fall_behind(const frnn_run *run, int chunks) {
+    while (chunks-- > 0) frnn_barrier_wait(run->team);
+}
+
 /* A vector of units in a row of n reals: how many lanes are real. */
 INLINE int lanes_left(int64_t n, int64_t u) { return n - u < LANES ? (int)(n - u) : LANES; }
 
@@ -95,8 +100,8 @@ INLINE real *state_row(const frnn_run *run, const share *me, void *base, int64_t
     return (real *)base + (me->r0 + (s & 1) * (me->r1 - me->r0)) * ld + me->apart;
 }
 
-/* The step that row 0 of a buffer between layers stands for: such a buffer may hold one chunk only. */
-INLINE int64_t origin(const frnn_run *run, int chunked, int64_t s) { return chunked ? s / run->chunk * run->chunk : 0; }
+/* The step that row 0 of a buffer between layers stands for: such a buffer may hold a chunk or two only. */
+INLINE int64_t origin(const frnn_run *run, int chunked, int64_t s) { return chunked ? s / run->between * run->between : 0; }
 
 /* Row 0 of the gates of step s. Without a tape, a row of the batch has the same place in every chunk: threads that share
  * rows do not wait. */

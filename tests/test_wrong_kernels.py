@@ -209,12 +209,12 @@ gradient.h: the candidate's weights are multiplied by h where they are by r h
 + candidate
 
 kernels.h: the input's gradient of the last chunk of steps only
-- if (dx) input_grad(run, mine, k, dx, n0, n1,
-+ if (dx && s1 == run->T) input_grad(run, mine, k, dx, n0, n1,
+- if (dx) input_grad(run, mine, k, dx, first
++ if (dx && s1 == run->T) input_grad(run, mine, k, dx, first
 """)
 
 # In what the numbers of ordinary calls do not show: other tests must find them.
-NO_BARRIER, IN_ONE_PLACE, BACKWARDS, IN_TRAINING, CHUNKED, ANOTHERS, UNMASKED = mistakes("""
+NO_BARRIER, IN_ONE_PLACE, ABREAST, ABREAST_BACK, BACKWARDS, IN_TRAINING, CHUNKED, ANOTHERS, UNMASKED = mistakes("""
 sequence.h: threads do not wait
 - if (me->by_panel) frnn_barrier_wait(me->barrier);
 +
@@ -222,6 +222,14 @@ sequence.h: threads do not wait
 sequence.h: a thread's gates stand where another's do
 - (me->r0 * (run->chunk - 1) + s % run->chunk
 + (s % run->chunk
+
+sequence.h: layers do not wait for those below
+- while (chunks-- > 0) frnn_barrier_wait(run->team);
++
+
+kernels.h: going back layers do not wait for those above
+- if (round >= last - group && s1 > 0) {
++ if (s1 > 0) {
 
 product.h: one row alone is summed from the end
 - v_set1(row[m][k * step])
@@ -243,14 +251,28 @@ sequence.h: gradients of padding lanes are kept
 - return n == LANES ? a :
 + return 1 ? a :
 """)
+
+
+def alone(backend: promises.Backend, promise: Callable[..., None], *arguments: Any) -> None:
+    """A promise kept without the team: what threads have apart, one alone uses in turn."""
+    before = fastrnn.get_num_threads()
+    fastrnn.set_num_threads(1)
+    try:
+        promise(backend, *arguments)
+    finally:
+        fastrnn.set_num_threads(before)
+
+
 SUBTLE: list[tuple[Wrong, Callable[..., None], tuple[Any, ...]]] = [
     (BACKWARDS, promises.test_a_row_is_the_same_in_any_batch, ("lstm", 37)),
     (IN_TRAINING, promises.test_training_changes_nothing, ("lstm", 2)),
     (CHUNKED, promises.test_a_long_sequence_is_its_parts, ("rnn", 999)),
-    (ANOTHERS, promises.test_a_long_sequence_is_its_parts, ("gru", 999)),
+    (ANOTHERS, alone, (promises.test_a_long_sequence_is_its_parts, "gru", 999)),
     (UNMASKED, promises.test_padding_lanes_may_overflow, ("lstm", np.float32)),
     (NO_BARRIER, promises.test_threads, ("lstm", "panels", np.float32, fastrnn.set_num_threads)),
     (IN_ONE_PLACE, promises.test_threads, ("lstm", "rows", np.float32, fastrnn.set_num_threads)),
+    (ABREAST, promises.test_threads, ("lstm", "layers", np.float32, fastrnn.set_num_threads)),
+    (ABREAST_BACK, promises.test_threads, ("gru", "layers", np.float32, fastrnn.set_num_threads)),
 ]
 RIGHT = Wrong("fastrnn.h", "nothing changed", "", "")
 ALL = [RIGHT, *WRONG, *(wrong for wrong, _, _ in SUBTLE)]

@@ -316,7 +316,7 @@ static void test_variants(void)
         }
 }
 
-/* Sizes where threads have work: by rows, by panels of units, a direction each; and every size of nothing. */
+/* Sizes where threads have work: by rows, by panels of units, a direction each, layers each; and every size of nothing. */
 static void test_sizes(void)
 {
     static const struct {
@@ -324,7 +324,7 @@ static void test_sizes(void)
     } sizes[] = {
         {0, 3, 2, 5, 0, 2, 2},    {3, 0, 2, 5, 2, 2, 1},   {0, 0, 0, 1, 0, 1, 1},     {2, 1, 0, 2, 1, 3, 2},
         {20, 1, 7, 130, 0, 1, 1}, {9, 2, 9, 129, 40, 1, 2}, {9, 37, 30, 50, 0, 2, 1}, {8, 5, 70, 40, 33, 2, 2},
-        {1100, 1, 3, 6, 0, 2, 1}, {3, 130, 5, 31, 0, 1, 2},
+        {1100, 1, 3, 6, 0, 2, 1}, {3, 130, 5, 31, 0, 1, 2}, {600, 1, 9, 10, 4, 4, 1}, {70, 3, 40, 30, 0, 3, 1},
     };
     for (unsigned i = 0; i < sizeof sizes / sizeof *sizes; i++)
         for (int kind = FRNN_KIND_RNN; kind <= FRNN_KIND_GRU; kind++) {
