@@ -65,17 +65,17 @@ TECHNIQUES = (
     technique(
         "longer chunks where weights outgrow the last cache",
         "lstm-inference-h1024-b8 lstm-inference-h1024-b32",
-        ("plan.c", "weights > l3 / 2 ? CHUNK_FAR : CHUNK_LEAST", "CHUNK_LEAST"),
+        ("plan.c", "layer_bytes(w) > l3 / 2 ? CHUNK_FAR : CHUNK_LEAST", "CHUNK_LEAST"),
     ),
     technique(
         "threads that share units, where there are few rows",
         "lstm-inference-h128-b1 gru-inference-h256-b1 lstm-training-h256-b1",
-        ("plan.c", "*by_panel = threads > 1 && by_panels < by_rows;", "*by_panel = 0;"),
+        ("plan.c", "*by_panel = threads > 1 && (by_panels < by_rows || layer_bytes(w) >= l3);", "*by_panel = 0;"),
     ),
     technique(
         "threads that own rows, where there are many",
         "lstm-inference-h64-b32 gru-inference-h128-b128 rnn-inference-h64-b8",
-        ("plan.c", "*by_panel = threads > 1 && by_panels < by_rows;", "*by_panel = 1;"),
+        ("plan.c", "*by_panel = threads > 1 && (by_panels < by_rows || layer_bytes(w) >= l3);", "*by_panel = 1;"),
     ),
     technique(
         "weight gradients by chunks of steps, not at the end",

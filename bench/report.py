@@ -597,7 +597,7 @@ def detail_tables(results: Results) -> list[Table]:
 
     beside = [
         ("Steps", "step", microseconds, "Microseconds a step, B=1, the state carried over."),
-        ("Two layers, both directions", "stacked", milliseconds, "Milliseconds."),
+        ("Two layers, in one or both directions", "stacked", milliseconds, "Milliseconds."),
         ("Ragged batches", "ragged", milliseconds, "Milliseconds; sequences of different lengths."),
         ("Training a language model", "words", words, "Words per second."),
     ]
@@ -628,8 +628,8 @@ def how_to_read(results: Results) -> list[str]:
         "case. Won are the cases with a ratio of at least 1; means of ratios are geometric.",
         f"T is the number of steps, B the batch, H the hidden size, which is the input size too; float32. Sequences "
         f"have {steps_text(results)}. Inference: a whole sequence, nothing kept. Training: forward, and backward to "
-        "the input and all weights. Step: one step of a stream, the state carried over. 2x2: two layers, both "
-        "directions. Ragged: sequences of different lengths. Words: a training step of a language model.",
+        "the input and all weights. Step: one step of a stream, the state carried over. 2x1: two layers; 2x2: "
+        "in both directions. Ragged: sequences of different lengths. Words: a training step of a language model.",
         f"A time is a median, of the best of {settings['blocks']} blocks of runs. Small differences are noise: "
         f"a ratio of 0.97 and one of 1.03 say the same. In this run: {noise_line(results)}.",
         "Every engine's output is compared with the reference's; a wrong one is marked wrong and not timed.",
@@ -1020,7 +1020,7 @@ def slug(text: str) -> str:
 def readme_section(results: Results, stem: str | None = None) -> str:
     """What stands between the README's marks; stem: the report's path from the README, without its ending."""
     stem = stem or f"bench/results/{slug(results['machine']['cpu'])}"
-    note = "2x2: two layers, both directions. Ragged: sequences of different lengths. Words: training a language model."
+    note = "2x1: two layers; 2x2: in both directions. Ragged: unequal lengths. Words: training a language model."
     parts = [
         textwrap.fill(headline(results), 120, break_on_hyphens=False),
         _markdown_table(_readme_scores(results), heading=False),

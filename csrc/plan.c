@@ -413,13 +413,17 @@ static void begin_run(frnn_run *run, const frnn_weights *w, const frnn_call *cal
                       .rows = real_steps(call), .taped = call->tape != NULL};
 }
 
+/* The bytes of a layer's weights. */
+static double layer_bytes(const frnn_weights *w) {
+    const int64_t I = w->tracks[0].I > w->P ? w->tracks[0].I : w->P;
+    return (double)(w->gates * w->Hp * w->spec.real_size) * (double)(I + w->P);
+}
+
 /* How many steps' input product is made at once. */
 static void choose_chunk(frnn_run *run, double l3) {
     const frnn_weights *w = run->weights;
-    const int64_t size = w->spec.real_size, B = run->B, fits = CHUNK_BYTES / (w->planes * w->Hp * size);
-    const int64_t I = w->tracks[0].I > w->P ? w->tracks[0].I : w->P;
-    const double weights = (double)(w->gates * w->Hp * size) * (double)(I + w->P);
-    const int64_t least = weights > l3 / 2 ? CHUNK_FAR : CHUNK_LEAST;
+    const int64_t B = run->B, fits = CHUNK_BYTES / (w->planes * w->Hp * w->spec.real_size);
+    const int64_t least = layer_bytes(w) > l3 / 2 ? CHUNK_FAR : CHUNK_LEAST;
     const int64_t rows = fits < least ? least : fits > CHUNK_MOST ? CHUNK_MOST : fits;
     run->chunk = B && rows > B ? rows / B : 1;
     if (run->chunk > run->T) run->chunk = run->T ? run->T : 1;
@@ -511,16 +515,17 @@ static double step_ns(const frnn_run *run, double rows, double part, double l2) 
     return product + rows * part * (double)(w->gates * w->Hp / w->lanes) * GATE_NS + STEP_NS;
 }
 
-/* The time of a step for a group of so many threads, and whether they had better share its units than its rows. */
-static double group_ns(const frnn_run *run, double rows, double threads, double l2, int *by_panel) {
+/* The time of a step for a group of so many threads, and whether they had better share its units than its rows: always
+ * where weights fill the last cache, for each that owns rows would fetch them all from memory. */
+static double group_ns(const frnn_run *run, double rows, double threads, double l2, double l3, int *by_panel) {
     const frnn_weights *w = run->weights;
     const double phases = w->spec.proj_size || w->h_vecs == 2 ? 2 : 1, panels = (double)(w->Hp / w->lanes);
     const double heads = (double)run->B < threads ? (double)run->B : threads;
     const double by_rows = step_ns(run, rows / (heads < 1 ? 1 : heads), 1, l2);
     const double part = threads <= 1 ? 1 : 1 / (panels < threads ? panels : threads);
     const double by_panels = step_ns(run, rows, part, l2) + (threads > 1 ? phases * BARRIER_NS : 0);
-    *by_panel = threads > 1 && by_panels < by_rows;
-    return by_rows < by_panels ? by_rows : by_panels;
+    *by_panel = threads > 1 && (by_panels < by_rows || layer_bytes(w) >= l3);
+    return *by_panel ? by_panels : by_rows;
 }
 
 /* How many recurrent products' time the layers from low to high take, input products included. */
@@ -575,12 +580,12 @@ static trial *share_work(frnn_run *run, frnn_plan *plan) {
     const double whole = (double)D * step_ns(run, rows, 1, l2) * stack;
     int by_panel, groups = (int)D;
     int64_t steps = run->chunk;
-    double shared = group_ns(run, rows, (double)team / (double)D, l2, &by_panel) * stack + TEAM_NS;
+    double shared = group_ns(run, rows, (double)team / (double)D, l2, plan->l3, &by_panel) * stack + TEAM_NS;
     if (D == 1 && L > 1) {
         const int most = team < FRNN_MAX_GROUPS ? team : FRNN_MAX_GROUPS, n = L < most ? (int)L : most;
         int panels_of_group;
         int64_t handed = steps;
-        const double step = group_ns(run, rows, (double)team / n, WAVE_L2 * l2, &panels_of_group);
+        const double step = group_ns(run, rows, (double)team / n, WAVE_L2 * l2, plan->l3, &panels_of_group);
         const double layered = waves_ns(run, divide_layers(w, n, run->layers) * step * times, n, &handed) + TEAM_NS;
         if (layered < shared) shared = layered, groups = n, by_panel = panels_of_group, steps = handed;
     }

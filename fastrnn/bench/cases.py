@@ -146,6 +146,8 @@ def _grid() -> Iterator[Case]:
 
 
 def _others() -> Iterator[Case]:
+    for mode, cell, hidden, batch in product(("inference", "training"), CELLS, (64, 256), (1, 8)):
+        yield Case(cell, mode, hidden, batch, layers=2)
     for mode, cell, hidden, batch in product(("inference", "training"), CELLS, (64, 256), (1, 32)):
         yield Case(cell, mode, hidden, batch, layers=2, directions=2)
     for mode, cell, hidden in product(("inference", "training"), CELLS, (128, 512)):

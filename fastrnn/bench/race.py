@@ -27,7 +27,7 @@ from .worker import QUANTILES
 __all__ = ["Process", "Race"]
 
 REFERENCE = "numpy"
-BLOCKS = 3
+BLOCKS = 5
 MEDIAN = QUANTILES.index(50)
 THREAD_VARIABLES = [f"{library}_NUM_THREADS" for library in ("OMP", "OPENBLAS", "MKL", "NUMBA", "FASTRNN")]
 # The largest error that a float32 engine may have, as a share of the largest value there is. The engines sum in
