@@ -13,6 +13,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 import report
+import report_numbers as numbers
+import report_pages
+import report_pictures as pictures
+import report_words
 
 sys.path.pop(0)
 
@@ -103,7 +107,7 @@ VARIANTS = {
     "one thread": results_of(*(run for run in RUNS if run["threads"] == 1)),
     "two threads alone": results_of(*RUNS[:2]),
     "steps alone": results_of(*(run for run in RUNS if run["case"]["mode"] == "step")),
-    "no grid": results_of(*(run for run in RUNS if report.kind(run) in ("words", "stacked", "ragged"))),
+    "no grid": results_of(*(run for run in RUNS if numbers.kind(run) in ("words", "stacked", "ragged"))),
     "no rival": results_of(run_of("lstm-inference-h16-b1", c=1e-3), run_of("lstm-step-h16-b1", c=1e-6)),
     "no fastrnn": results_of(run_of("lstm-inference-h16-b1", torch=1e-3), run_of("lstm-step-h16-b1", torch=1e-6)),
     "all wrong": results_of(*(run_of(name, c=WRONG, torch=1) for name in ("lstm-inference-h16-b1", "gru-step-h8-b1"))),
@@ -122,14 +126,14 @@ def lines_with(text: str, *words: str) -> list[str]:
 
 
 def test_the_best_rival_is_the_fastest_that_is_right_and_not_ours() -> None:
-    assert [report.best_rival(run) for run in RUNS[:4]] == ["torch", "onnxruntime", "onnxruntime", "torch"]
-    assert report.best_rival(RUNS[8]) is None
-    assert [report.ratio(run) for run in RUNS[:5]] == pytest.approx([2, 0.5, 4, 1, None])
-    assert report.ratio(RUNS[8]) is None
+    assert [numbers.best_rival(run) for run in RUNS[:4]] == ["torch", "onnxruntime", "onnxruntime", "torch"]
+    assert numbers.best_rival(RUNS[8]) is None
+    assert [numbers.ratio(run) for run in RUNS[:5]] == pytest.approx([2, 0.5, 4, 1, None])
+    assert numbers.ratio(RUNS[8]) is None
 
 
 def test_scores() -> None:
-    scores = {name: report.score(runs) for name, runs in report.grouped(report.select(RESULTS)).items()}
+    scores = {name: numbers.score(runs) for name, runs in numbers.grouped(numbers.select(RESULTS)).items()}
     assert [*scores] == [
         "LSTM inference",
         "LSTM training",
@@ -146,11 +150,11 @@ def test_scores() -> None:
     assert scores["GRU training"] == (None, 0, 1, RUNS[4])  # wrong is lost
     assert scores["ragged training"] == (None, 0, 0, None)  # no rival, no score
     assert scores["LSTM step"].mean == pytest.approx((4 * 2 / 3) ** 0.5)
-    assert report.score(report.select(RESULTS, "grid", threads=1))[:3] == (pytest.approx(2**0.5), 1, 2)
+    assert numbers.score(numbers.select(RESULTS, "grid", threads=1))[:3] == (pytest.approx(2**0.5), 1, 2)
 
 
 def test_losses_are_sorted_and_a_wrong_result_is_the_worst() -> None:
-    assert [run["name"] for run in report.losses(report.select(RESULTS))] == [
+    assert [run["name"] for run in numbers.losses(numbers.select(RESULTS))] == [
         "gru-training-h16-b1",
         "lstm-inference-h256-b32",
         "lstm-step-h512-b1",
@@ -158,32 +162,32 @@ def test_losses_are_sorted_and_a_wrong_result_is_the_worst() -> None:
 
 
 def test_scaling_floors_words_and_noise() -> None:
-    found = report.scaling(RESULTS)
+    found = numbers.scaling(RESULTS)
     assert found == pytest.approx({"lstm-inference-h16-b1": 0.8, "lstm-inference-h256-b32": 1.8})
-    assert report.geometric_mean(found.values()) == pytest.approx(1.2)
-    assert report.floor_share(RUNS[0]) == pytest.approx(0.5) and report.floor_share(RUNS[3]) is None
-    shares = report.floor_medians(RESULTS)
+    assert numbers.geometric_mean(found.values()) == pytest.approx(1.2)
+    assert numbers.floor_share(RUNS[0]) == pytest.approx(0.5) and numbers.floor_share(RUNS[3]) is None
+    shares = numbers.floor_medians(RESULTS)
     assert shares == {"H>=256, B>=32": (pytest.approx(0.8), 1), "B=1": (pytest.approx((0.5 + 0.75) / 2), 2)}
-    assert report.words_per_second(RUNS[9], 0.1) == pytest.approx(7000)
+    assert numbers.words_per_second(RUNS[9], 0.1) == pytest.approx(7000)
     narrow = results_of(*RUNS, run_of("rnn-inference-h128-b32", floor=1.0, c=2.0))
-    assert report.floor_medians(narrow) == shares  # neither large nor B=1
-    noise = report.noise(RESULTS)
+    assert numbers.floor_medians(narrow) == shares  # neither large nor B=1
+    noise = numbers.noise(RESULTS)
     assert max(noise) == pytest.approx(2) and sorted(noise)[-2] == 1
 
 
 def test_means_leave_out_what_is_not_there() -> None:
-    assert report.geometric_mean([2, None, 8]) == pytest.approx(4) and report.geometric_mean([None]) is None
-    assert report.median([3, None, 1]) == 2 and report.median([]) is None
+    assert numbers.geometric_mean([2, None, 8]) == pytest.approx(4) and numbers.geometric_mean([None]) is None
+    assert numbers.median([3, None, 1]) == 2 and numbers.median([]) is None
 
 
 def test_figures_as_text() -> None:
-    assert [report.digits(x) for x in (0, 0.00123456, 0.9999, 9.996, 99.96, 1234.5, 1234567, None)] == [
+    assert [report_words.digits(x) for x in (0, 0.00123456, 0.9999, 9.996, 99.96, 1234.5, 1234567, None)] == [
         *("0", "0.00123", "1.00", "10.0", "100", "1,234", "1,234,567", "-")
     ]
-    assert [report.factor(x) for x in (0.5, 9.994, 9.996, 99.96, 1622, None)] == [
+    assert [report_words.factor(x) for x in (0.5, 9.994, 9.996, 99.96, 1622, None)] == [
         *("0.50", "9.99", "10.0", "100", "1622", "-")
     ]
-    assert [report.duration(x) for x in (2e-6, 0.9999e-3, 0.0123, 12, None)] == [
+    assert [report_words.duration(x) for x in (2e-6, 0.9999e-3, 0.0123, 12, None)] == [
         *("2.00 µs", "1.00 ms", "12.3 ms", "12.0 s", "-")
     ]
 
@@ -221,7 +225,7 @@ def test_summary_is_a_screenful_however_much_is_lost() -> None:
     results = results_of(*runs, engines=ENGINES | missing)
     results["machine"]["cpu"] = "A CPU with a name that goes on and on, at so many GHz and with Graphics" * 2
     lines = report.summary(results).splitlines()
-    assert len(lines) <= 40 and max(map(len, lines)) <= report.WIDTH
+    assert len(lines) <= 40 and max(map(len, lines)) <= report_pages.WIDTH
     assert lines_with("\n".join(lines), "Where fastrnn loses: 52 of 52 cases, the worst (and 44 more)")
 
 
@@ -261,11 +265,11 @@ def test_text_of_results_that_lack_something(name: str) -> None:
     results = VARIANTS[name]
     for text in (report.summary(results), report.markdown(results), report.readme_section(results)):
         assert "Some CPU" in text and "None" not in text.replace("\nNone.\n", "")
-    assert "  takes" not in report.summary(results) and "of  " not in report.headline(results)
-    has_rival = any(report.compared(run) for run in results["runs"])
+    assert "  takes" not in report.summary(results) and "of  " not in report_words.headline(results)
+    has_rival = any(numbers.compared(run) for run in results["runs"])
     assert bool(lines_with(report.summary(results), "mean", "won", "worst")) == has_rival
     shown = {line.split("|")[1].strip() for table in tables(report.markdown(results)) for line in table}
-    assert {run["name"] for run in report.select(results)} <= shown
+    assert {run["name"] for run in numbers.select(results)} <= shown
     assert ("Where fastrnn loses: 2 of 2 cases" in report.summary(results)) == (name == "all wrong")
 
 
@@ -335,8 +339,9 @@ def test_without_matplotlib_the_text_is_written_all_the_same(
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures of few dots, and skip without matplotlib."""
     pytest.importorskip("matplotlib")
-    png = report._png
-    monkeypatch.setattr(report, "_png", lambda figure, dpi: png(figure, 24))
+    png = pictures.png
+    for module in (report_pages, pictures):
+        monkeypatch.setattr(module, "png", lambda figure, dpi: png(figure, 24))
 
 
 def test_the_page_needs_nothing_else(small: None) -> None:
@@ -390,7 +395,7 @@ def texts(ax: Any) -> list[str]:
 
 def test_heat_maps_show_ratios_rivals_and_losses() -> None:
     pytest.importorskip("matplotlib")
-    figure = report.heat_maps(RESULTS, report.ratio_shade(RESULTS))
+    figure = pictures.heat_maps(RESULTS, pictures.ratio_shade(RESULTS))
     panels = {ax.get_title(): ax for ax in figure.axes}
     lstm, gru = panels["LSTM inference"], panels["GRU training"]
     assert texts(lstm) == ["2.00", "PyTorch", "-", "", "4.00", "ONNX\nRuntime", "0.50", "ONNX\nRuntime"]
@@ -406,13 +411,13 @@ def test_heat_maps_show_ratios_rivals_and_losses() -> None:
 
 def test_equal_is_white() -> None:
     pytest.importorskip("matplotlib")
-    colours = report._colours(report.ratio_shade(RESULTS))
+    colours = pictures._colours(pictures.ratio_shade(RESULTS))
     assert min(colours.to_rgba(1)[:3]) > 0.95
 
 
 def test_step_bars_hang_below_one_where_lost() -> None:
     pytest.importorskip("matplotlib")
-    (ax,) = report.step_bars(RESULTS).axes
+    (ax,) = pictures.step_bars(RESULTS).axes
     assert [bar.get_y() for bar in ax.patches] == [1, 1]
     assert [bar.get_height() for bar in ax.patches] == pytest.approx([3, 2 / 3 - 1])
     assert texts(ax) == ["ONNX\nRuntime", "4.00", "PyTorch", "0.67"]
@@ -423,18 +428,18 @@ def test_step_bars_hang_below_one_where_lost() -> None:
 
 def test_labels_stand_out_from_every_colour() -> None:
     pytest.importorskip("matplotlib")
-    for shade in (report.ratio_shade(RESULTS), report.floor_shade(RESULTS)):
-        colours, (least, most) = report._colours(shade), shade.ends
+    for shade in (pictures.ratio_shade(RESULTS), pictures.floor_shade(RESULTS)):
+        colours, (least, most) = pictures._colours(shade), shade.ends
         for step in range(101):
             rgb = colours.to_rgba(least + (most - least) * step / 100)[:3]
-            light = report.luminance(rgb) + 0.05
-            contrast = 1.05 / light if report._ink(rgb) == "white" else light / 0.05
+            light = pictures.luminance(rgb) + 0.05
+            contrast = 1.05 / light if pictures._ink(rgb) == "white" else light / 0.05
             assert contrast >= 4.5, rgb
 
 
 def test_luminance_of_the_primaries() -> None:
-    assert report.luminance((1, 1, 1)) == pytest.approx(1) and report.luminance((0, 0, 0)) == 0
-    assert report.luminance((1, 0, 0)) == pytest.approx(0.2126)
+    assert pictures.luminance((1, 1, 1)) == pytest.approx(1) and pictures.luminance((0, 0, 0)) == 0
+    assert pictures.luminance((1, 0, 0)) == pytest.approx(0.2126)
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
