@@ -19,35 +19,49 @@ INLINE vec gru_gate_grad(const frnn_weights *w, vec y) { return w->plain ? sigmo
 INLINE vec gru_candidate_grad(const frnn_weights *w, vec y) { return w->plain ? tanh_grad(y) : act_grad(&w->act[1], y); }
 
 /* h = keep * h' + (1 - keep) * n, where keep is z or 1 - z. */
-INLINE void gru_update(const step *k, int64_t r, int64_t u, vec z, vec n) {
-    const frnn_weights *w = k->w;
-    const vec h_in = v_load(k->h_in + r * w->Pp + u);
-    const int keep = w->spec.update == FRNN_UPDATE_KEEP;
+INLINE vec gru_update(int keep, vec h_in, vec z, vec n) {
     const vec a = keep ? h_in : n, b = keep ? n : h_in;
-    const vec h = v_fma(z, a, v_fnma(z, b, b));
+    return v_fma(z, a, v_fnma(z, b, b));
+}
+INLINE void gru_store(const step *k, int64_t r, int64_t u, vec z, vec n) {
+    const frnn_weights *w = k->w;
+    const vec h = gru_update(w->spec.update == FRNN_UPDATE_KEEP, v_load(k->h_in + r * w->Pp + u), z, n);
     v_store(k->h_out + r * w->Pp + u, h);
     put_output(k, r, u, h);
 }
 
-/* Reset after: z[] holds a_r, a_z and q; a_n waits in its plane. */
-static void gru_after_forward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
+/* Reset after: z[] holds a_r, a_z and q; a_n waits in its plane. y: where the standard cell stores its outputs, or NULL. */
+INLINE void gru_after_forward_as(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const block *y) {
     const frnn_weights *w = k->w;
     const int64_t Hp = w->Hp, plane = panels * LANES;
-    for (int i = 0; i < rows; i++, r++, z += 3 * plane)
-        for (int j = 0; j < panels; j++) {
+    const int update_keeps = w->spec.update == FRNN_UPDATE_KEEP, keep = k->keep;
+    for (int64_t i = 0; i < rows; i++, r++, z += 3 * plane)
+        for (int64_t j = 0; j < panels; j++) {
             const int64_t u = (p + j) * LANES;
             real *gate = k->gates + r * k->ld + u;
             const real *a = z + j * LANES;
-            const vec reset = gru_gate(w, v_load(a)), update = gru_gate(w, v_load(a + plane)), q = v_load(a + 2 * plane);
-            const vec n = gru_candidate(w, v_fma(reset, q, v_load(gate + PLANE_N * Hp)));
-            gru_update(k, r, u, update, n);
-            if (k->keep) {
-                v_store(gate + PLANE_N * Hp, n);
-                v_store(gate + PLANE_R * Hp, reset);
-                v_store(gate + PLANE_Z * Hp, update);
-                v_store(gate + PLANE_Q * Hp, q);
+            const vec a_r = v_load(a), a_z = v_load(a + plane), q = v_load(a + 2 * plane);
+            const vec reset = y ? v_sigmoid(a_r) : gru_gate(w, a_r), update = y ? v_sigmoid(a_z) : gru_gate(w, a_z);
+            const vec a_n = v_fma(reset, q, v_load(gate + PLANE_N * Hp)), n = y ? v_tanh(a_n) : gru_candidate(w, a_n);
+            if (y) {
+                const vec h = gru_update(update_keeps, v_load(k->h_in + r * Hp + u), update, n);
+                v_store(k->h_out + r * Hp + u, h);
+                v_store(y->row + i * y->ld + u, h);
+            } else {
+                gru_store(k, r, u, update, n);
             }
+            if (!keep) continue;
+            v_store(gate + PLANE_N * Hp, n);
+            v_store(gate + PLANE_R * Hp, reset);
+            v_store(gate + PLANE_Z * Hp, update);
+            v_store(gate + PLANE_Q * Hp, q);
         }
+}
+
+static void gru_after_forward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
+    const block y = k->w->plain ? plain_output(k, r, p, panels) : (block){0};
+    if (y.row) gru_after_forward_as(k, r, rows, p, panels, z, &y);
+    else gru_after_forward_as(k, r, rows, p, panels, z, NULL);
 }
 
 /* dL/dz and dL/dn of h = keep h' + (1 - keep) n, and the direct part of dL/dh'. */
@@ -60,26 +74,33 @@ INLINE void gru_update_grad(const step *k, int64_t r, int64_t u, vec dh, vec z, 
 }
 
 /* z[]: dL/dh through the next step. Leaves the gradients of a_n, a_r, a_z and q in their planes. */
-static void gru_after_backward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
+INLINE void gru_after_backward_as(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const block *dy) {
     const frnn_weights *w = k->w;
     const int64_t Hp = w->Hp;
     for (int i = 0; i < rows; i++, r++)
         for (int j = 0; j < panels; j++, z += LANES) {
             const int64_t u = (p + j) * LANES;
-            const int m = lanes_left(w->H, u);
+            const int m = dy ? LANES : lanes_left(w->H, u);
             real *gate = k->gates + r * k->ld + u;
             const vec n = v_load(gate + PLANE_N * Hp), reset = v_load(gate + PLANE_R * Hp);
             const vec update = v_load(gate + PLANE_Z * Hp), q = v_load(gate + PLANE_Q * Hp);
             vec dz, dn, dh_in;
-            gru_update_grad(k, r, u, v_load(z) + get_output_grad(k, r, u), update, n, &dz, &dn, &dh_in);
+            const vec dh = v_load(z) + (dy ? v_load(dy->row + i * dy->ld + u) : get_output_grad(k, r, u));
+            gru_update_grad(k, r, u, dh, update, n, &dz, &dn, &dh_in);
             /* n = t(a_n + r q) */
-            const vec da_n = dn * gru_candidate_grad(w, n);
+            const vec da_n = dn * (dy ? tanh_grad(n) : gru_candidate_grad(w, n));
             v_store(gate + PLANE_N * Hp, mask_units(da_n, m));
-            v_store(gate + PLANE_R * Hp, mask_units(da_n * q * gru_gate_grad(w, reset), m));
-            v_store(gate + PLANE_Z * Hp, mask_units(dz * gru_gate_grad(w, update), m));
+            v_store(gate + PLANE_R * Hp, mask_units(da_n * q * (dy ? sigmoid_grad(reset) : gru_gate_grad(w, reset)), m));
+            v_store(gate + PLANE_Z * Hp, mask_units(dz * (dy ? sigmoid_grad(update) : gru_gate_grad(w, update)), m));
             v_store(gate + PLANE_Q * Hp, mask_units(da_n * reset, m));
             v_store((real *)k->lane->carry_h + r * w->Pp + u, dh_in);
         }
+}
+
+static void gru_after_backward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
+    const block dy = k->w->plain ? plain_output_grad(k, r, p, panels) : (block){0};
+    if (dy.row) gru_after_backward_as(k, r, rows, p, panels, z, &dy);
+    else gru_after_backward_as(k, r, rows, p, panels, z, NULL);
 }
 
 /* Reset before, first part: z[] holds a_r and a_z; leaves r, z and q = r h' in their planes. */
@@ -106,7 +127,7 @@ static void gru_before_forward_n(const step *k, int64_t r, int rows, int64_t p, 
             real *gate = k->gates + r * k->ld + u;
             const vec n = gru_candidate(w, v_load(z));
             v_store(gate + PLANE_N * w->Hp, n);
-            gru_update(k, r, u, v_load(gate + PLANE_Z * w->Hp), n);
+            gru_store(k, r, u, v_load(gate + PLANE_Z * w->Hp), n);
         }
 }
 

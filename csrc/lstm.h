@@ -66,8 +66,9 @@ static void lstm_forward_any(const step *k, int64_t r, int rows, int64_t p, int 
         }
 }
 
-/* The standard cell: no switches between its vectors, and all of a tile's c before the first u(c), which waits for it. */
-static void lstm_forward_plain(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
+/* The standard cell: no switches between its vectors, and all of a tile's c before the first u(c), which waits for it.
+ * y: where it stores its outputs, or NULL: rows that want looking after. */
+INLINE void lstm_forward_plain(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const block *y) {
     const int64_t Hp = k->w->Hp, plane = panels * LANES;
     vec c[8], o[8], *at_c = c, *at_o = o;
     for (int i = 0; i < rows; i++, z += 4 * plane)
@@ -82,19 +83,26 @@ static void lstm_forward_plain(const step *k, int64_t r, int rows, int64_t p, in
             *at_o++ = gate[3];
         }
     at_c = c, at_o = o;
-    for (int i = 0; i < rows; i++)
-        for (int q = 0; q < panels; q++, at_c++, at_o++)
-            lstm_store(k, r + i, (p + q) * LANES, *at_c, *at_o * v_tanh(*at_c));
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t q = 0; q < panels; q++, at_c++, at_o++) {
+            const int64_t u = (p + q) * LANES, at = (r + i) * Hp + u;
+            const vec h = *at_o * v_tanh(*at_c);
+            if (y) v_store(k->c_out + at, *at_c), v_store(k->h_out + at, h), v_store(y->row + i * y->ld + u, h);
+            else lstm_store(k, r + i, u, *at_c, h);
+        }
 }
 
 static void lstm_forward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
-    if (k->w->plain) lstm_forward_plain(k, r, rows, p, panels, z);
-    else lstm_forward_any(k, r, rows, p, panels, z);
+    const block y = k->m || k->lane->cells ? (block){0} : plain_output(k, r, p, panels);
+    if (!k->w->plain) lstm_forward_any(k, r, rows, p, panels, z);
+    else if (y.row) lstm_forward_plain(k, r, rows, p, panels, z, &y);
+    else lstm_forward_plain(k, r, rows, p, panels, z, NULL);
 }
 
 /* z: dL/dh through the next step (through the projection, where there is one: complete), or, where the gates see the
  * cell, dL/dc through the next step's gates. Leaves the gates' gradients in the gates row, dL/dc' in carry_c. */
-INLINE void lstm_backward_as(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const int plain) {
+INLINE void lstm_backward_as(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const int plain,
+                             const block *dy) {
     const frnn_weights *w = k->w;
     const int forget = plain ? FRNN_FORGET_GATE : w->spec.forget, gates = plain ? 4 : w->gates;
     const int see_cell = !plain && w->spec.peephole == FRNN_PEEPHOLE_CELL;
@@ -104,7 +112,7 @@ INLINE void lstm_backward_as(const step *k, int64_t r, int rows, int64_t p, int 
     for (int m = 0; m < rows; m++, r++)
         for (int q = 0; q < panels; q++, z += LANES) {
             const int64_t u = (p + q) * LANES;
-            const int n = lanes_left(w->H, u), last = gates - 1;
+            const int n = dy ? LANES : lanes_left(w->H, u), last = gates - 1;
             real *gate = k->gates + r * k->ld + u;
             real *carry_c = (real *)k->lane->carry_c + r * Hp + u;
             const vec c_in = v_load(k->c_in + r * Hp + u), c = v_load(k->c_out + r * Hp + u);
@@ -114,8 +122,8 @@ INLINE void lstm_backward_as(const step *k, int64_t r, int rows, int64_t p, int 
                 dc += dh;
                 dh = v_load((real *)k->lane->carry_h + r * w->Pp + u);
             }
-            if (!k->m) {
-                dh += get_output_grad(k, r, u);
+            if (dy || !k->m) {
+                dh += dy ? v_load(dy->row + m * dy->ld + u) : get_output_grad(k, r, u);
                 v_store((real *)k->lane->carry_h + r * w->Pp + u, v_zero());
             }
             if (see_cell) {
@@ -156,8 +164,10 @@ INLINE void lstm_backward_as(const step *k, int64_t r, int rows, int64_t p, int 
 }
 
 static void lstm_backward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
-    if (k->w->plain) lstm_backward_as(k, r, rows, p, panels, z, 1);
-    else lstm_backward_as(k, r, rows, p, panels, z, 0);
+    const block dy = k->w->plain && !k->m ? plain_output_grad(k, r, p, panels) : (block){0};
+    if (dy.row) lstm_backward_as(k, r, rows, p, panels, z, 1, &dy);
+    else if (k->w->plain) lstm_backward_as(k, r, rows, p, panels, z, 1, NULL);
+    else lstm_backward_as(k, r, rows, p, panels, z, 0, NULL);
 }
 
 #endif

@@ -173,6 +173,21 @@ INLINE void put_output(const step *k, int64_t r, int64_t u, vec h) {
     v_store_n((real *)k->lane->y + at, h, n);
 }
 
+/* Rows that stand one below the other. */
+typedef struct block {
+    real *row; /* or NULL */
+    int64_t ld;
+} block;
+
+/* Rows r.. of the output, where a tile may store to them as to h: in order, whole vectors, no mask; where none is asked for,
+ * h itself. Looked up once for the tile: after each store the compiler would have to look again. */
+INLINE block plain_output(const step *k, int64_t r, int64_t p, int panels) {
+    const frnn_lane *lane = k->lane;
+    if (!lane->y) return (block){k->h_out + r * k->w->Pp, k->w->Pp};
+    if (lane->mask || k->run->perm || (p + panels) * LANES > k->w->P) return (block){0};
+    return (block){(real *)lane->y + (k->y_row + r) * lane->y_ld, lane->y_ld};
+}
+
 /* dL/dh of row r as the caller or the layer above gives it. */
 INLINE vec get_output_grad(const step *k, int64_t r, int64_t u) {
     if (!k->lane->dy) return v_zero();
@@ -180,6 +195,13 @@ INLINE vec get_output_grad(const step *k, int64_t r, int64_t u) {
     const int n = lanes_left(k->w->P, u);
     const vec dy = v_load_n((const real *)k->lane->dy + at, n);
     return k->lane->mask ? dy * v_load_n((const real *)k->lane->mask + at, n) : dy;
+}
+
+/* The same for rows r.. at once, where they stand in order, in whole vectors, unmasked. */
+INLINE block plain_output_grad(const step *k, int64_t r, int64_t p, int panels) {
+    const frnn_lane *lane = k->lane;
+    if (!lane->dy || lane->mask || k->run->perm || (p + panels) * LANES > k->w->P) return (block){0};
+    return (block){(real *)lane->dy + (k->y_row + r) * lane->y_ld, lane->y_ld};
 }
 
 /* Zero in the padding lanes of a gradient, so that what garbage they hold never meets a product. */

@@ -58,7 +58,7 @@ typedef int32_t bits_t;
 
 typedef real vec __attribute__((vector_size(VEC_BYTES)));
 typedef bits_t bits __attribute__((vector_size(VEC_BYTES)));
-typedef vec vec_unaligned __attribute__((aligned(sizeof(real)), may_alias));
+typedef vec vec_unaligned __attribute__((aligned(sizeof(real))));
 
 INLINE vec v_load(const real *p) { return *(const vec_unaligned *)p; }
 INLINE void v_store(real *p, vec a) { *(vec_unaligned *)p = a; }
