@@ -20,7 +20,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import regress
 
-from fastrnn.bench.cases import GRID, Case
+from fastrnn.bench.cases import TABLE, Case
 from fastrnn.bench.race import Process
 
 
@@ -32,7 +32,7 @@ class Technique(NamedTuple):
     cases: tuple[Case, ...]
 
 
-case = {each.name: each for each in GRID}.__getitem__  # by name
+case = {each.name: each for each in TABLE}.__getitem__  # by name
 
 
 def technique(name: str, cases: str, *without: tuple[str, str, str]) -> Technique:
@@ -78,6 +78,11 @@ TECHNIQUES = (
         ("plan.c", "*by_panel = threads > 1 && (by_panels < by_rows || layer_bytes(w) >= l3);", "*by_panel = 1;"),
     ),
     technique(
+        "layers at the same time",
+        "lstm-inference-h64-b1-2x1 rnn-inference-h64-b1-2x1 gru-training-h64-b1-2x1",
+        ("plan.c", "if (layered < shared) shared = layered", "if (0) shared = layered"),
+    ),
+    technique(
         "weight gradients by chunks of steps, not at the end",
         "lstm-training-h64-b128 lstm-training-h128-b128 gru-training-h256-b128",
         ("kernels.h", "run->B < GRAD_ROWS ? GRAD_ROWS / (run->B ? run->B : 1) : 1;", "run->T ? run->T : 1;"),
@@ -91,6 +96,11 @@ TECHNIQUES = (
         "the standard cell's activations in lockstep, compiled apart",
         "lstm-inference-h16-b32 lstm-inference-h64-b32",
         ("lstm.h", "if (!k->w->plain) lstm_forward_any", "if (1) lstm_forward_any"),
+    ),
+    technique(
+        "a tile's outputs addressed once, not one by one",
+        "rnn-inference-h16-b32 lstm-inference-h16-b32 gru-training-h64-b32",
+        ("sequence.h", "if (!lane->y) return (block){k->h_out + r * k->w->Pp, k->w->Pp};", "return (block){0};"),
     ),
     technique(
         "small calls timed alone and by the team",

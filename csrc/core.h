@@ -43,8 +43,8 @@ struct frnn_weights {
     frnn_spec spec;
     const struct frnn_kernels *kernels;
     int lanes;
-    int64_t H, P, R; /* hidden, projected, and what the recurrent product reads */
-    int64_t Hp, Pp, Rp;
+    int64_t H, P; /* hidden and projected, which the recurrent product reads */
+    int64_t Hp, Pp;
     int gates;   /* G */
     int planes;  /* of a gates row */
     int h_plane; /* the first plane that the recurrent product feeds */
@@ -68,13 +68,13 @@ typedef struct frnn_lane {
     void *dh;    /* projection, taped: [rows, Pp] dL/dh */
     const void *x; /* input rows of x_ld reals: by packed number where x_packed, else in the order [T, B] */
     int64_t x_ld;
-    int x_packed, x_chunked, y_chunked; /* chunked: the rows of one chunk of steps only */
+    int x_packed, x_chunked, y_chunked; /* chunked: the rows of a chunk of steps or two only, of run->between */
     void *y; /* output rows [T, B] of y_ld reals, at this direction's columns, or NULL */
     int64_t y_ld;
     const void *mask; /* what y is multiplied by, laid out as y, or NULL */
     void *cells;      /* [T, B] rows of D*H reals, or NULL */
     const void *dy;   /* as y, or NULL */
-    void *carry_h, *carry_c; /* backward: [B, Rp or Pp], [B, Hp] */
+    void *carry_h, *carry_c; /* backward: [B, Pp], [B, Hp] */
 } frnn_lane;
 
 enum { FRNN_MAX_GROUPS = 8 }; /* of threads, with layers or a direction of their own */
@@ -88,7 +88,7 @@ typedef struct frnn_run {
     const int64_t *perm, *length, *active, *first; /* NULL without lengths; [B] sorted, [B], [T+1], [T+1] */
     frnn_lane *lanes; /* [L*D] */
     int taped;
-    int64_t chunk;       /* steps whose input product is made at once */
+    int64_t chunk;       /* steps whose input product is made at once; that groups of layers hand over at once */
     int64_t most_rows;   /* chunk * B */
     int64_t between;     /* steps that a chunked buffer between layers holds: whole chunks */
     int size, groups;    /* threads, and groups of them: 2 for two directions, or each some of the layers */
@@ -98,6 +98,9 @@ typedef struct frnn_run {
     void *const *scratch; /* per thread */
     void *mid[2];         /* backward: gradients between layers, [T, B, D*P] */
 } frnn_run;
+
+/* The first thread of a group. */
+static inline int frnn_group_start(int group, int groups, int size) { return (group * size + groups - 1) / groups; }
 
 /* Whether groups of threads run layers at the same time. */
 static inline int frnn_layered(const frnn_run *run) { return run->groups > 1 && run->weights->spec.num_directions == 1; }

@@ -66,7 +66,7 @@ typedef struct frnn_grads {
     const void *dhn, *dcn;   /* as hn and cn, or NULL: zeros */
     void *dx;                /* as x, or NULL: not wanted */
     void *dh0, *dc0;         /* as h0 and c0 */
-    void *const *params;     /* as for frnn_weights_pack; added to */
+    void *const *params;     /* as for frnn_weights_pack, no array twice; added to */
 } frnn_grads;
 
 /* Where the tape keeps a layer and direction's sequences: offsets in reals, rows padded to `ld` reals. */
@@ -88,7 +88,7 @@ void frnn_cpu_name(char out[64]);
 void frnn_cpu_caches(int64_t out[3]);
 
 /* Packed weights for an instruction set (NULL: the best there is). params: six pointers for each layer and direction,
- * weight_ih [G*H, I], weight_hh [G*H, R], bias_ih [G*H], bias_hh [G*H], weight_hr [P, H], weight_ch [k*H], NULL where
+ * weight_ih [G*H, I], weight_hh [G*H, P], bias_ih [G*H], bias_hh [G*H], weight_hr [P, H], weight_ch [k*H], NULL where
  * the cell has none. backward: whether to pack the transposes too. */
 int frnn_weights_new(const frnn_spec *spec, const char *isa, frnn_weights **out);
 int frnn_weights_pack(frnn_weights *weights, const void *const *params, int backward);

@@ -1,8 +1,9 @@
 /* The walk through a stack, forward and backward, and the packing of weights: the body of every instruction set.
  *
  * forward() and backward() are a thread's part of one call: (rank, size) in, nothing allocated, no globals. Threads
- * share rows of the batch (then they never wait for each other), or panels of units (one barrier a step), or take a
- * direction each, or layers each (then a layer is some steps behind the one below). plan.c prepares the run and starts the team. Read lstm.h for what happens between two products.
+ * share rows of the batch (and wait for each other at weight gradients alone), or panels of units (one barrier a step).
+ * Groups of them take a direction each, or some layers each, a chunk of steps behind those below. plan.c prepares the
+ * run and starts the team. Read lstm.h for what happens between two products.
  */
 #ifndef FRNN_KERNELS_H
 #define FRNN_KERNELS_H
@@ -288,9 +289,9 @@ static void forward_track(const frnn_run *run, const share *me, const scratch *m
 
 /* Which group of threads this one is in, and its part of a track's work. */
 static share share_of(const frnn_run *run, int rank, int size, int *group) {
-    const int groups = run->groups < size ? run->groups : size;
+    const int groups = size > 1 ? run->groups : 1;
     *group = rank * groups / size;
-    const int low = (*group * size + groups - 1) / groups, high = ((*group + 1) * size + groups - 1) / groups;
+    const int low = frnn_group_start(*group, groups, size), high = frnn_group_start(*group + 1, groups, size);
     share me = {.rank = rank - low, .size = high - low, .by_panel = run->by_panel && high - low > 1,
                 .barrier = &run->group[*group]};
     me.r0 = me.by_panel ? 0 : share_edge(run, me.rank, me.size);
@@ -401,7 +402,7 @@ typedef struct span {
     int64_t start, end;
 } span;
 
-/* The chunk whose steps end at s1 or later. Counted from the end whoever shares the work: the sums' bits hang on it. */
+/* The chunk that step s1 - 1 is in. Counted from the end whoever shares the work: the sums' bits hang on it. */
 static span grad_chunk(const frnn_run *run, int64_t s1) {
     const int64_t steps = run->B < GRAD_ROWS ? GRAD_ROWS / (run->B ? run->B : 1) : 1;
     const int64_t end = run->T - (run->T - s1) / steps * steps;
@@ -449,7 +450,7 @@ static void backward_waves(const frnn_run *run, const share *me, const scratch *
     const int64_t low = run->layers[group], high = run->layers[group + 1];
     const int last = run->groups - 1;
     int64_t s1 = run->T, done = run->T; /* where this group's next part ends, and the lowest one's */
-    for (int round = 0; done > 0; round++) {
+    for (int64_t round = 0; done > 0; round++) {
         if (round >= last - group && s1 > 0) {
             const int64_t s0 = part_start(run, s1);
             for (int64_t k = high - 1; k >= low; k--) {

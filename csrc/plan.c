@@ -441,25 +441,28 @@ static void lay_out_run(frnn_run *run, frnn_plan *plan, arena *a) {
     frnn_lane *const lanes = run->lanes = plan->lanes;
     memset(lanes, 0, (size_t)(L * D) * sizeof *lanes);
     lay_out_lengths(run, a);
-    const int64_t apart = frnn_layered(run) ? L : D; /* tracks that may run at the same time */
     if (run->taped) {
         arena tape = {.base = c->tape};
         lay_out_tape(run, lanes, plan->between, &tape);
     } else {
-        for (int64_t k = 0; k < L * D; k++) {
-            lay_out_track(run, &lanes[k], a);
-            lanes[k].gates = k < apart ? take_rows(run, a, run->most_rows, w->planes * w->Hp) : lanes[k - apart].gates;
+        /* The layers of one direction go chunk by chunk; two directions need a layer's whole output. Layers that run one
+         * after the other share a buffer of gates, and take turns with two between them. */
+        const int64_t rows = D == 1 ? run->between * c->B : c->T * c->B;
+        for (int64_t layer = 0, first = 0, group = 0; layer < L; layer++) {
+            if (frnn_layered(run) && layer == run->layers[group + 1]) first = layer, group++;
+            for (int64_t k = layer * D; k < layer * D + D; k++) {
+                lay_out_track(run, &lanes[k], a);
+                lanes[k].gates = layer == first ? take_rows(run, a, run->most_rows, w->planes * w->Hp) : lanes[k - D].gates;
+            }
+            if (layer) plan->between[layer] = layer - first <= 2 ? take_between(run, a, rows) : plan->between[layer - 2];
         }
-        /* The layers of one direction go chunk by chunk; two directions need a layer's whole output. */
-        const int64_t rows = D == 1 ? run->between * c->B : c->T * c->B, turns = frnn_layered(run) ? L : 2;
-        for (int64_t layer = 1; layer < L; layer++)
-            plan->between[layer] = layer <= turns ? take_between(run, a, rows) : plan->between[layer - turns];
     }
     if (run->grads) {
+        const int64_t apart = frnn_layered(run) ? L : D; /* each layer's last until its next part, or its end */
         for (int64_t k = 0; k < L * D; k++) {
             lanes[k].carry_h = k < apart ? take(a, c->B, (size_t)w->Pp * size) : lanes[k - apart].carry_h;
             lanes[k].carry_c = k < apart ? take(a, c->B, (size_t)w->Hp * size) : lanes[k - apart].carry_c;
-            if (k < apart) take(a, run->size - 1, FRNN_APART);
+            if (k < apart) take(a, run->size > 1, FRNN_APART);
         }
         for (int i = 0; i < 2; i++) run->mid[i] = L > 2 - i ? take_between(run, a, c->T * c->B) : NULL;
     }
@@ -528,12 +531,11 @@ static double group_ns(const frnn_run *run, double rows, double threads, double 
     return *by_panel ? by_panels : by_rows;
 }
 
-/* How many recurrent products' time the layers from low to high take, input products included. */
+/* How many recurrent products' time the layers from low to high take, input products included: of the first layer's input
+ * size, and of D*P. */
 static double layers_cost(const frnn_weights *w, int64_t low, int64_t high) {
-    double cost = 0;
-    for (int64_t layer = low; layer < high; layer++)
-        cost += 1 + (double)w->tracks[layer * w->spec.num_directions].I / (double)w->P;
-    return cost;
+    const double D = (double)w->spec.num_directions;
+    return (1 + D) * (double)(high - low) + (low == 0 ? (double)w->spec.input_size / (double)w->P - D : 0);
 }
 
 /* Give each of the groups some of the layers, as evenly as can be; the heaviest one's cost. */
@@ -554,12 +556,15 @@ static double divide_layers(const frnn_weights *w, int groups, int64_t edges[]) 
 }
 
 /* The time of groups that run layers at the same time, the slowest taking of_group alone, and how many steps they had
- * better hand over at once: few, that none waits long for its first, but a tile's rows, and worth a barrier. */
-static double waves_ns(const frnn_run *run, double of_group, int groups, int64_t *steps) {
+ * better hand over at once: few, that none waits long for its first, but a tile's rows, and worth a barrier, and reading
+ * the group's weights again. */
+static double waves_ns(const frnn_run *run, double of_group, int groups, double l2, int64_t *steps) {
+    const double weights = layer_bytes(run->weights) * (double)run->weights->spec.num_layers / groups;
+    const double a_round = BARRIER_NS + (weights > l2 ? weights / L3_BYTES_PER_NS : 0);
     double best = 0;
     for (int64_t s = run->chunk; s && (best == 0 || (double)(s * run->B) >= TILE_HEIGHT); s /= 2) {
         const double parts = (double)((run->T + s - 1) / s), rounds = parts + groups - 1;
-        const double ns = rounds * (of_group / parts + BARRIER_NS);
+        const double ns = rounds * (of_group / parts + a_round);
         if (best == 0 || ns < best) best = ns, *steps = s;
     }
     return best;
@@ -585,8 +590,8 @@ static trial *share_work(frnn_run *run, frnn_plan *plan) {
         const int most = team < FRNN_MAX_GROUPS ? team : FRNN_MAX_GROUPS, n = L < most ? (int)L : most;
         int panels_of_group;
         int64_t handed = steps;
-        const double step = group_ns(run, rows, (double)team / n, WAVE_L2 * l2, plan->l3, &panels_of_group);
-        const double layered = waves_ns(run, divide_layers(w, n, run->layers) * step * times, n, &handed) + TEAM_NS;
+        const double step = group_ns(run, rows, team / n, WAVE_L2 * l2, plan->l3, &panels_of_group);
+        const double layered = waves_ns(run, divide_layers(w, n, run->layers) * step * times, n, l2, &handed) + TEAM_NS;
         if (layered < shared) shared = layered, groups = n, by_panel = panels_of_group, steps = handed;
     }
     if (shared >= whole) return NULL;
@@ -634,7 +639,8 @@ static int prepare(frnn_plan *plan, const frnn_call *call, const frnn_grads *gra
     lay_out_run(run, plan, &real);
     frnn_barrier_init(&plan->team, run->size);
     for (int g = 0; g < run->groups; g++)
-        frnn_barrier_init(&plan->group[g], ((g + 1) * run->size + run->groups - 1) / run->groups - (g * run->size + run->groups - 1) / run->groups);
+        frnn_barrier_init(&plan->group[g],
+                          frnn_group_start(g + 1, run->groups, run->size) - frnn_group_start(g, run->groups, run->size));
     run->team = &plan->team;
     run->group = plan->group;
     plan->settled = !*doubt && is_plain(call, grads);
