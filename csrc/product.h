@@ -101,14 +101,15 @@ INLINE int tile_rows(int64_t left, int most) {
 }
 
 /* Packing of panels [p0, p1): dst gets [columns / LANES][K][vecs][LANES] of src[v][column * ld + k], zero past the last
- * column. A transpose, by squares of a cache line's width so that no line is fetched twice. */
+ * column. A transpose, by blocks that no line is fetched twice for, of some lines' width: rows may be pages apart. */
+enum { PACK_LINES = 4 };
 INLINE void pack_panels(real *dst, const real *const *src, int vecs, int64_t K, int64_t columns, int64_t ld, int64_t p0, int64_t p1) {
     for (int64_t p = p0; p < p1; p++)
-        for (int64_t k0 = 0; k0 < K; k0 += LANES)
+        for (int64_t k0 = 0; k0 < K; k0 += PACK_LINES * LANES)
             for (int v = 0; v < vecs; v++)
                 for (int j = 0; j < LANES; j++) {
                     real *to = dst + ((p * K + k0) * vecs + v) * LANES + j;
-                    const int64_t column = p * LANES + j, depth = K - k0 < LANES ? K - k0 : LANES;
+                    const int64_t column = p * LANES + j, depth = K - k0 < PACK_LINES * LANES ? K - k0 : PACK_LINES * LANES;
                     const real *from = src[v] + column * ld + k0;
                     for (int64_t k = 0; k < depth; k++) to[k * vecs * LANES] = column < columns ? from[k] : 0;
                 }
