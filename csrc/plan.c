@@ -131,15 +131,17 @@ static void *allocate(size_t bytes) {
 /* Whether the team is worth its cost to plain work that it would save so much of. */
 static int worth_team(double saved_ns) { return saved_ns > (frnn_team_awake() ? TEAM_NS : WAKE_NS); }
 
-enum { TRIAL_CALLS = 4, TRIAL_PERIOD = 512 }; /* under 1 % of the calls: the 99th percentile does not show them */
+/* Calls in a row that try the team, which may have to be woken: under 1 % of all, for the 99th percentile not to show it.
+ * Then so many alone that its threads fall asleep meanwhile: where two processors are one core, they slow their caller. */
+enum { TRIAL_TEAM = 4, TRIAL_ALONE = 16, TRIAL_CALLS = TRIAL_TEAM + TRIAL_ALONE, TRIAL_PERIOD = 512 };
 
-/* Whether the next call of this kind is the team's: the better way, but for some calls in a row that try the other. */
+/* Whether the next call of this kind is the team's: as was better, but for some calls in a row that try both ways. */
 static int choose_by_trial(trial *t, int64_t key) {
     if (t->key != key) *t = (trial){.key = key};
     const unsigned n = t->calls++ % TRIAL_PERIOD;
-    if (n >= 2 * TRIAL_CALLS || (n >= TRIAL_CALLS && t->calls > TRIAL_PERIOD)) return t->team;
-    const int team = n < TRIAL_CALLS ? !t->team : t->team;
-    if (n % TRIAL_CALLS == 0) t->ns[team] = 0; /* forget what it was long ago */
+    if (n >= TRIAL_CALLS) return t->team;
+    const int team = n < TRIAL_TEAM;
+    if (n == 0 || n == TRIAL_TEAM) t->ns[team] = 0; /* forget what it was long ago */
     return team;
 }
 
