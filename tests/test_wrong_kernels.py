@@ -192,6 +192,18 @@ gradient.h: o's peephole gradient takes the old cell
 - is_o ? NEW_CELL : CELL
 + CELL
 
+sequence.h: outputs go unmasked to the layer above
+- if (lane->mask || k->run->perm ||
++ if (k->run->perm ||
+
+sequence.h: outputs stand in sorted order
+- if (lane->mask || k->run->perm ||
++ if (lane->mask ||
+
+sequence.h: outputs' gradients come unmasked
+- if (!lane->dy || lane->mask ||
++ if (!lane->dy ||
+
 gradient.h: a row is missing in weight gradients
 - grad_4x1[rows](a, depth,
 + grad_4x1[rows](a, depth - 1,
