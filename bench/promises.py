@@ -3,8 +3,8 @@
     python bench/promises.py [--threads 2] [--seconds 0.2] [part of a name ...]
 
 One line a promise: the figure, the bound it is held to, and the case that is worst. Two things that are compared are
-timed in turn, block by block, and their medians divided. Needs no other package, and
-a C compiler for the machine's ceilings alone. Next: suite.py, against other engines.
+timed in turn, block by block, and their medians divided. Needs no other package, and a C compiler for the machine's
+ceilings alone. Next: suite.py, against other engines.
 """
 
 from __future__ import annotations

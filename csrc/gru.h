@@ -13,53 +13,47 @@
 #include "activation.h"
 #include "sequence.h"
 
-INLINE vec gru_gate(const frnn_weights *w, vec a) { return w->plain ? v_sigmoid(a) : act(&w->act[0], a); }
-INLINE vec gru_candidate(const frnn_weights *w, vec a) { return w->plain ? v_tanh(a) : act(&w->act[1], a); }
-INLINE vec gru_gate_grad(const frnn_weights *w, vec y) { return w->plain ? sigmoid_grad(y) : act_grad(&w->act[0], y); }
-INLINE vec gru_candidate_grad(const frnn_weights *w, vec y) { return w->plain ? tanh_grad(y) : act_grad(&w->act[1], y); }
+/* plain: w->plain, where it is not known already. */
+INLINE vec gru_gate(const frnn_weights *w, int plain, vec a) { return plain ? v_sigmoid(a) : act(&w->act[0], a); }
+INLINE vec gru_candidate(const frnn_weights *w, int plain, vec a) { return plain ? v_tanh(a) : act(&w->act[1], a); }
+INLINE vec gru_gate_grad(const frnn_weights *w, int plain, vec y) { return plain ? sigmoid_grad(y) : act_grad(&w->act[0], y); }
+INLINE vec gru_candidate_grad(const frnn_weights *w, int plain, vec y) { return plain ? tanh_grad(y) : act_grad(&w->act[1], y); }
 
 /* h = keep * h' + (1 - keep) * n, where keep is z or 1 - z. */
-INLINE vec gru_update(int keep, vec h_in, vec z, vec n) {
-    const vec a = keep ? h_in : n, b = keep ? n : h_in;
-    return v_fma(z, a, v_fnma(z, b, b));
-}
-INLINE void gru_store(const step *k, int64_t r, int64_t u, vec z, vec n) {
+INLINE void gru_update(const step *k, const block *y, int64_t r, int64_t u, vec z, vec n) {
     const frnn_weights *w = k->w;
-    const vec h = gru_update(w->spec.update == FRNN_UPDATE_KEEP, v_load(k->h_in + r * w->Pp + u), z, n);
+    const vec h_in = v_load(k->h_in + r * w->Pp + u);
+    const int keep = w->spec.update == FRNN_UPDATE_KEEP;
+    const vec a = keep ? h_in : n, b = keep ? n : h_in;
+    const vec h = v_fma(z, a, v_fnma(z, b, b));
     v_store(k->h_out + r * w->Pp + u, h);
-    put_output(k, r, u, h);
+    put_output(k, y, r, u, h);
 }
 
 /* Reset after: z[] holds a_r, a_z and q; a_n waits in its plane. y: where the standard cell stores its outputs, or NULL. */
 INLINE void gru_after_forward_as(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const block *y) {
     const frnn_weights *w = k->w;
+    const int plain = y || w->plain;
     const int64_t Hp = w->Hp, plane = panels * LANES;
-    const int update_keeps = w->spec.update == FRNN_UPDATE_KEEP, keep = k->keep;
-    for (int64_t i = 0; i < rows; i++, r++, z += 3 * plane)
-        for (int64_t j = 0; j < panels; j++) {
+    for (int i = 0; i < rows; i++, r++, z += 3 * plane)
+        for (int j = 0; j < panels; j++) {
             const int64_t u = (p + j) * LANES;
             real *gate = k->gates + r * k->ld + u;
             const real *a = z + j * LANES;
-            const vec a_r = v_load(a), a_z = v_load(a + plane), q = v_load(a + 2 * plane);
-            const vec reset = y ? v_sigmoid(a_r) : gru_gate(w, a_r), update = y ? v_sigmoid(a_z) : gru_gate(w, a_z);
-            const vec a_n = v_fma(reset, q, v_load(gate + PLANE_N * Hp)), n = y ? v_tanh(a_n) : gru_candidate(w, a_n);
-            if (y) {
-                const vec h = gru_update(update_keeps, v_load(k->h_in + r * Hp + u), update, n);
-                v_store(k->h_out + r * Hp + u, h);
-                v_store(y->row + i * y->ld + u, h);
-            } else {
-                gru_store(k, r, u, update, n);
+            const vec reset = gru_gate(w, plain, v_load(a)), update = gru_gate(w, plain, v_load(a + plane));
+            const vec q = v_load(a + 2 * plane), n = gru_candidate(w, plain, v_fma(reset, q, v_load(gate + PLANE_N * Hp)));
+            gru_update(k, y, r, u, update, n);
+            if (k->keep) {
+                v_store(gate + PLANE_N * Hp, n);
+                v_store(gate + PLANE_R * Hp, reset);
+                v_store(gate + PLANE_Z * Hp, update);
+                v_store(gate + PLANE_Q * Hp, q);
             }
-            if (!keep) continue;
-            v_store(gate + PLANE_N * Hp, n);
-            v_store(gate + PLANE_R * Hp, reset);
-            v_store(gate + PLANE_Z * Hp, update);
-            v_store(gate + PLANE_Q * Hp, q);
         }
 }
 
 static void gru_after_forward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
-    const block y = k->w->plain ? plain_output(k, r, p, panels) : (block){0};
+    const block y = k->w->plain ? plain_output(k, p, panels) : (block){0};
     if (y.row) gru_after_forward_as(k, r, rows, p, panels, z, &y);
     else gru_after_forward_as(k, r, rows, p, panels, z, NULL);
 }
@@ -76,6 +70,7 @@ INLINE void gru_update_grad(const step *k, int64_t r, int64_t u, vec dh, vec z, 
 /* z[]: dL/dh through the next step. Leaves the gradients of a_n, a_r, a_z and q in their planes. */
 INLINE void gru_after_backward_as(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const block *dy) {
     const frnn_weights *w = k->w;
+    const int plain = dy || w->plain;
     const int64_t Hp = w->Hp;
     for (int i = 0; i < rows; i++, r++)
         for (int j = 0; j < panels; j++, z += LANES) {
@@ -85,20 +80,19 @@ INLINE void gru_after_backward_as(const step *k, int64_t r, int rows, int64_t p,
             const vec n = v_load(gate + PLANE_N * Hp), reset = v_load(gate + PLANE_R * Hp);
             const vec update = v_load(gate + PLANE_Z * Hp), q = v_load(gate + PLANE_Q * Hp);
             vec dz, dn, dh_in;
-            const vec dh = v_load(z) + (dy ? v_load(dy->row + i * dy->ld + u) : get_output_grad(k, r, u));
-            gru_update_grad(k, r, u, dh, update, n, &dz, &dn, &dh_in);
+            gru_update_grad(k, r, u, v_load(z) + get_output_grad(k, dy, r, u), update, n, &dz, &dn, &dh_in);
             /* n = t(a_n + r q) */
-            const vec da_n = dn * (dy ? tanh_grad(n) : gru_candidate_grad(w, n));
+            const vec da_n = dn * gru_candidate_grad(w, plain, n);
             v_store(gate + PLANE_N * Hp, mask_units(da_n, m));
-            v_store(gate + PLANE_R * Hp, mask_units(da_n * q * (dy ? sigmoid_grad(reset) : gru_gate_grad(w, reset)), m));
-            v_store(gate + PLANE_Z * Hp, mask_units(dz * (dy ? sigmoid_grad(update) : gru_gate_grad(w, update)), m));
+            v_store(gate + PLANE_R * Hp, mask_units(da_n * q * gru_gate_grad(w, plain, reset), m));
+            v_store(gate + PLANE_Z * Hp, mask_units(dz * gru_gate_grad(w, plain, update), m));
             v_store(gate + PLANE_Q * Hp, mask_units(da_n * reset, m));
             v_store((real *)k->lane->carry_h + r * w->Pp + u, dh_in);
         }
 }
 
 static void gru_after_backward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
-    const block dy = k->w->plain ? plain_output_grad(k, r, p, panels) : (block){0};
+    const block dy = k->w->plain ? plain_output_grad(k, p, panels) : (block){0};
     if (dy.row) gru_after_backward_as(k, r, rows, p, panels, z, &dy);
     else gru_after_backward_as(k, r, rows, p, panels, z, NULL);
 }
@@ -111,9 +105,9 @@ static void gru_before_forward(const step *k, int64_t r, int rows, int64_t p, in
         for (int j = 0; j < panels; j++) {
             const int64_t u = (p + j) * LANES;
             real *gate = k->gates + r * k->ld + u;
-            const vec reset = gru_gate(w, v_load(z + j * LANES));
+            const vec reset = gru_gate(w, w->plain, v_load(z + j * LANES));
             v_store(gate + PLANE_R * Hp, reset);
-            v_store(gate + PLANE_Z * Hp, gru_gate(w, v_load(z + j * LANES + plane)));
+            v_store(gate + PLANE_Z * Hp, gru_gate(w, w->plain, v_load(z + j * LANES + plane)));
             v_store(gate + PLANE_Q * Hp, reset * v_load(k->h_in + r * w->Pp + u));
         }
 }
@@ -125,9 +119,9 @@ static void gru_before_forward_n(const step *k, int64_t r, int rows, int64_t p, 
         for (int j = 0; j < panels; j++, z += LANES) {
             const int64_t u = (p + j) * LANES;
             real *gate = k->gates + r * k->ld + u;
-            const vec n = gru_candidate(w, v_load(z));
+            const vec n = gru_candidate(w, w->plain, v_load(z));
             v_store(gate + PLANE_N * w->Hp, n);
-            gru_store(k, r, u, v_load(gate + PLANE_Z * w->Hp), n);
+            gru_update(k, NULL, r, u, v_load(gate + PLANE_Z * w->Hp), n);
         }
 }
 
@@ -142,9 +136,9 @@ static void gru_before_backward(const step *k, int64_t r, int rows, int64_t p, i
             real *gate = k->gates + r * k->ld + u;
             const vec n = v_load(gate + PLANE_N * Hp), update = v_load(gate + PLANE_Z * Hp);
             vec dz, dn, dh_in;
-            gru_update_grad(k, r, u, v_load(z) + get_output_grad(k, r, u), update, n, &dz, &dn, &dh_in);
-            v_store(gate + PLANE_N * Hp, mask_units(dn * gru_candidate_grad(w, n), m));
-            v_store(gate + PLANE_Z * Hp, mask_units(dz * gru_gate_grad(w, update), m));
+            gru_update_grad(k, r, u, v_load(z) + get_output_grad(k, NULL, r, u), update, n, &dz, &dn, &dh_in);
+            v_store(gate + PLANE_N * Hp, mask_units(dn * gru_candidate_grad(w, w->plain, n), m));
+            v_store(gate + PLANE_Z * Hp, mask_units(dz * gru_gate_grad(w, w->plain, update), m));
             v_store((real *)k->lane->carry_h + r * w->Pp + u, dh_in);
         }
 }
@@ -159,7 +153,7 @@ static void gru_before_backward_q(const step *k, int64_t r, int rows, int64_t p,
             real *carry_h = (real *)k->lane->carry_h + r * w->Pp + u;
             const vec reset = v_load(gate), dq = v_load(z);
             v_store(carry_h, v_fma(dq, reset, v_load(carry_h)));
-            const vec da_r = dq * v_load(k->h_in + r * w->Pp + u) * gru_gate_grad(w, reset);
+            const vec da_r = dq * v_load(k->h_in + r * w->Pp + u) * gru_gate_grad(w, w->plain, reset);
             v_store(gate, mask_units(da_r, lanes_left(w->H, u)));
         }
 }

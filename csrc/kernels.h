@@ -124,7 +124,7 @@ static void project_output(const step *k, int64_t r, int rows, int64_t p, int pa
     for (int i = 0; i < rows; i++, r++)
         for (int q = 0; q < panels; q++, z += LANES) {
             v_store(k->h_out + r * k->w->Pp + (p + q) * LANES, v_load(z));
-            put_output(k, r, (p + q) * LANES, v_load(z));
+            put_output(k, NULL, r, (p + q) * LANES, v_load(z));
         }
 }
 
@@ -133,7 +133,7 @@ static void project_output_grad(const step *k, int64_t r, int rows, int64_t p, i
     for (int i = 0; i < rows; i++, r++)
         for (int q = 0; q < panels; q++, z += LANES) {
             const int64_t u = (p + q) * LANES;
-            v_store(k->dh + r * k->w->Pp + u, v_load(z) + get_output_grad(k, r, u));
+            v_store(k->dh + r * k->w->Pp + u, v_load(z) + get_output_grad(k, NULL, r, u));
             v_store((real *)k->lane->carry_h + r * k->w->Pp + u, v_zero());
         }
 }

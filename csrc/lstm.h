@@ -26,7 +26,7 @@ INLINE void lstm_store(const step *k, int64_t r, int64_t u, vec c, vec h) {
         v_store(k->m + r * w->Hp + u, h);
     } else {
         v_store(k->h_out + r * w->Pp + u, h);
-        put_output(k, r, u, h);
+        put_output(k, NULL, r, u, h);
     }
 }
 
@@ -83,17 +83,22 @@ INLINE void lstm_forward_plain(const step *k, int64_t r, int rows, int64_t p, in
             *at_o++ = gate[3];
         }
     at_c = c, at_o = o;
-    for (int64_t i = 0; i < rows; i++)
+    for (int64_t i = 0; i < rows; i++, r++)
         for (int64_t q = 0; q < panels; q++, at_c++, at_o++) {
-            const int64_t u = (p + q) * LANES, at = (r + i) * Hp + u;
+            const int64_t u = (p + q) * LANES, at = r * Hp + u;
             const vec h = *at_o * v_tanh(*at_c);
-            if (y) v_store(k->c_out + at, *at_c), v_store(k->h_out + at, h), v_store(y->row + i * y->ld + u, h);
-            else lstm_store(k, r + i, u, *at_c, h);
+            if (y) {
+                v_store(k->c_out + at, *at_c);
+                v_store(k->h_out + at, h);
+                put_output(k, y, r, u, h);
+            } else {
+                lstm_store(k, r, u, *at_c, h);
+            }
         }
 }
 
 static void lstm_forward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
-    const block y = k->m || k->lane->cells ? (block){0} : plain_output(k, r, p, panels);
+    const block y = k->m || k->lane->cells ? (block){0} : plain_output(k, p, panels);
     if (!k->w->plain) lstm_forward_any(k, r, rows, p, panels, z);
     else if (y.row) lstm_forward_plain(k, r, rows, p, panels, z, &y);
     else lstm_forward_plain(k, r, rows, p, panels, z, NULL);
@@ -123,7 +128,7 @@ INLINE void lstm_backward_as(const step *k, int64_t r, int rows, int64_t p, int 
                 dh = v_load((real *)k->lane->carry_h + r * w->Pp + u);
             }
             if (dy || !k->m) {
-                dh += dy ? v_load(dy->row + m * dy->ld + u) : get_output_grad(k, r, u);
+                dh += get_output_grad(k, dy, r, u);
                 v_store((real *)k->lane->carry_h + r * w->Pp + u, v_zero());
             }
             if (see_cell) {
@@ -164,7 +169,7 @@ INLINE void lstm_backward_as(const step *k, int64_t r, int rows, int64_t p, int 
 }
 
 static void lstm_backward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
-    const block dy = k->w->plain && !k->m ? plain_output_grad(k, r, p, panels) : (block){0};
+    const block dy = k->w->plain && !k->m ? plain_output_grad(k, p, panels) : (block){0};
     if (dy.row) lstm_backward_as(k, r, rows, p, panels, z, 1, &dy);
     else if (k->w->plain) lstm_backward_as(k, r, rows, p, panels, z, 1, NULL);
     else lstm_backward_as(k, r, rows, p, panels, z, 0, NULL);

@@ -429,8 +429,6 @@ static void choose_chunk(frnn_run *run, double l3) {
     const int64_t rows = fits < least ? least : fits > CHUNK_MOST ? CHUNK_MOST : fits;
     run->chunk = B && rows > B ? rows / B : 1;
     if (run->chunk > run->T) run->chunk = run->T ? run->T : 1;
-    run->most_rows = run->chunk * B;
-    run->between = run->chunk;
 }
 
 /* All buffers of a run, in the workspace and on the caller's tape. */
@@ -591,10 +589,9 @@ static trial *share_work(frnn_run *run, frnn_plan *plan) {
     if (D == 1 && L > 1) {
         const int most = team < FRNN_MAX_GROUPS ? team : FRNN_MAX_GROUPS, n = L < most ? (int)L : most;
         int panels_of_group;
-        int64_t handed = steps;
         const double step = group_ns(run, rows, team / n, WAVE_L2 * l2, plan->l3, &panels_of_group);
-        const double layered = waves_ns(run, divide_layers(w, n, run->layers) * step * times, n, l2, &handed) + TEAM_NS;
-        if (layered < shared) shared = layered, groups = n, by_panel = panels_of_group, steps = handed;
+        const double layered = waves_ns(run, divide_layers(w, n, run->layers) * step * times, n, l2, &steps) + TEAM_NS;
+        if (layered < shared) shared = layered, groups = n, by_panel = panels_of_group;
     }
     if (shared >= whole) return NULL;
     trial *doubt = NULL;
@@ -607,11 +604,7 @@ static trial *share_work(frnn_run *run, frnn_plan *plan) {
     run->size = team;
     run->groups = groups;
     run->by_panel = by_panel;
-    if (frnn_layered(run)) {
-        run->chunk = steps;
-        run->between = 2 * steps; /* one that is written, one that is read */
-        run->most_rows = steps * run->B;
-    }
+    if (frnn_layered(run)) run->chunk = steps;
     return doubt;
 }
 
@@ -628,6 +621,8 @@ static int prepare(frnn_plan *plan, const frnn_call *call, const frnn_grads *gra
     begin_run(run, plan->weights, call, grads);
     choose_chunk(run, plan->l3);
     *doubt = share_work(run, plan);
+    run->most_rows = run->chunk * run->B;
+    run->between = frnn_layered(run) ? 2 * run->chunk : run->chunk; /* two: one that is written, one that is read */
     arena measure = {0};
     lay_out_run(run, plan, &measure);
     if (measure.failed) return FRNN_ERROR_SIZE;

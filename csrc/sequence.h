@@ -164,8 +164,28 @@ INLINE int64_t output_row(const step *k, int64_t r) {
     return k->run->perm ? outer_row(k->run, k->reverse, k->s, r) - k->y_origin : k->y_row + r;
 }
 
-/* Write units [u, u + LANES) of an output h of row r, as the layer above or the caller wants it. */
-INLINE void put_output(const step *k, int64_t r, int64_t u, vec h) {
+/* Rows that stand in order, one below the other: row r at row + r * ld. */
+typedef struct block {
+    real *row; /* or NULL */
+    int64_t ld;
+} block;
+
+/* This step's rows of output, where a tile may store to them as to h: in order, whole vectors, no mask; where none is asked
+ * for, h itself. Looked up once for the tile: after each store the compiler would have to look again. */
+INLINE block plain_output(const step *k, int64_t p, int panels) {
+    const frnn_lane *lane = k->lane;
+    if (!lane->y) return (block){k->h_out, k->w->Pp};
+    if (lane->mask || k->run->perm || (p + panels) * LANES > k->w->P) return (block){0};
+    return (block){(real *)lane->y + k->y_row * lane->y_ld, lane->y_ld};
+}
+
+/* Write units [u, u + LANES) of an output h of row r, as the layer above or the caller wants it: to y, or where y is NULL
+ * as the lane says. */
+INLINE void put_output(const step *k, const block *y, int64_t r, int64_t u, vec h) {
+    if (y) {
+        v_store(y->row + r * y->ld + u, h);
+        return;
+    }
     if (!k->lane->y) return;
     const int64_t at = output_row(k, r) * k->lane->y_ld + u;
     const int n = lanes_left(k->w->P, u);
@@ -173,35 +193,21 @@ INLINE void put_output(const step *k, int64_t r, int64_t u, vec h) {
     v_store_n((real *)k->lane->y + at, h, n);
 }
 
-/* Rows that stand one below the other. */
-typedef struct block {
-    real *row; /* or NULL */
-    int64_t ld;
-} block;
-
-/* Rows r.. of the output, where a tile may store to them as to h: in order, whole vectors, no mask; where none is asked for,
- * h itself. Looked up once for the tile: after each store the compiler would have to look again. */
-INLINE block plain_output(const step *k, int64_t r, int64_t p, int panels) {
+/* The same for the rows of its gradient. */
+INLINE block plain_output_grad(const step *k, int64_t p, int panels) {
     const frnn_lane *lane = k->lane;
-    if (!lane->y) return (block){k->h_out + r * k->w->Pp, k->w->Pp};
-    if (lane->mask || k->run->perm || (p + panels) * LANES > k->w->P) return (block){0};
-    return (block){(real *)lane->y + (k->y_row + r) * lane->y_ld, lane->y_ld};
+    if (!lane->dy || lane->mask || k->run->perm || (p + panels) * LANES > k->w->P) return (block){0};
+    return (block){(real *)lane->dy + k->y_row * lane->y_ld, lane->y_ld};
 }
 
 /* dL/dh of row r as the caller or the layer above gives it. */
-INLINE vec get_output_grad(const step *k, int64_t r, int64_t u) {
+INLINE vec get_output_grad(const step *k, const block *dy, int64_t r, int64_t u) {
+    if (dy) return v_load(dy->row + r * dy->ld + u);
     if (!k->lane->dy) return v_zero();
     const int64_t at = output_row(k, r) * k->lane->y_ld + u;
     const int n = lanes_left(k->w->P, u);
-    const vec dy = v_load_n((const real *)k->lane->dy + at, n);
-    return k->lane->mask ? dy * v_load_n((const real *)k->lane->mask + at, n) : dy;
-}
-
-/* The same for rows r.. at once, where they stand in order, in whole vectors, unmasked. */
-INLINE block plain_output_grad(const step *k, int64_t r, int64_t p, int panels) {
-    const frnn_lane *lane = k->lane;
-    if (!lane->dy || lane->mask || k->run->perm || (p + panels) * LANES > k->w->P) return (block){0};
-    return (block){(real *)lane->dy + (k->y_row + r) * lane->y_ld, lane->y_ld};
+    const vec given = v_load_n((const real *)k->lane->dy + at, n);
+    return k->lane->mask ? given * v_load_n((const real *)k->lane->mask + at, n) : given;
 }
 
 /* Zero in the padding lanes of a gradient, so that what garbage they hold never meets a product. */

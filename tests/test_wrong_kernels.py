@@ -109,7 +109,7 @@ gru.h: backward forgets the direct way
 + dq * reset
 
 rnn.h: the state's gradient counted at every step
-- v_store(carry_h + (r + i) * w->Pp + u, v_zero());
+- v_store((real *)k->lane->carry_h + r * w->Pp + u, v_zero());
 +
 
 sequence.h: the state is a step too old
