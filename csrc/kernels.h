@@ -46,10 +46,11 @@ static void pack(void *arg, int rank, int size) {
     const int64_t H = w->H, Hp = w->Hp, P = w->P;
     const int64_t h0 = Hp / LANES * rank / size, h1 = Hp / LANES * (rank + 1) / size;
     const int64_t p0 = w->Pp / LANES * rank / size, p1 = w->Pp / LANES * (rank + 1) / size;
+    const int backward = job->backward;
     const void *const *params = job->params;
     for (int64_t k = 0; k < spec->num_layers * spec->num_directions; k++, params += 6) {
         frnn_track *t = &w->tracks[k];
-        const int64_t I = t->I, x_panels = (I + LANES - 1) / LANES;
+        const int64_t I = t->I;
         const real *const ih = params[0], *const hh = params[1], *const b_ih = params[2], *const b_hh = params[3];
         const real *const hr = params[4], *const ch = params[5];
         const real *from_x[4] = {0}, *from_h[4] = {0};
@@ -65,15 +66,10 @@ static void pack(void *arg, int rank, int size) {
                 if (t->bq) ((real *)t->bq)[j] = j < H && b_hh ? b_hh[2 * H + j] : 0;
             }
         }
-        pack_panels(t->wx, from_x, G, I, H, I, h0, h1);
-        pack_panels(t->wh, from_h, w->h_vecs, P, H, P, h0, h1);
-        if (before) pack_panels(t->wn, from_h + 2, 1, H, H, H, h0, h1);
-        if (hr) pack_panels(t->wr, &hr, 1, H, P, H, p0, p1);
-        if (!job->backward) continue;
-        pack_transposed(t->wxt, from_x, G, H, Hp, I, I, x_panels * rank / size, x_panels * (rank + 1) / size);
-        pack_transposed(t->wht, from_h, w->h_vecs, H, Hp, P, P, p0, p1);
-        if (before) pack_transposed(t->wnt, from_h + 2, 1, H, Hp, H, H, h0, h1);
-        if (hr) pack_transposed(t->wrt, &hr, 1, P, P, H, H, h0, h1);
+        pack_panels(t->wx, backward ? t->wxt : NULL, from_x, G, I, H, Hp, h0, h1);
+        pack_panels(t->wh, backward ? t->wht : NULL, from_h, w->h_vecs, P, H, Hp, h0, h1);
+        if (before) pack_panels(t->wn, backward ? t->wnt : NULL, from_h + 2, 1, H, H, Hp, h0, h1);
+        if (hr) pack_panels(t->wr, backward ? t->wrt : NULL, &hr, 1, H, P, P, p0, p1);
     }
 }
 

@@ -26,7 +26,7 @@ static const double TEAM_NS = 2000;        /* setting a waiting team to work, an
 static const double WAKE_NS = 30000;       /* and a sleeping one */
 static const double SURE = 0.6;            /* the team's part of the time alone from which on there is no doubt, */
 static const double SMALL_NS = 500000;     /* but for calls as short as that */
-static const double PACK_BYTES_PER_NS = 4; /* packed, one thread */
+static const double PACK_BYTES_PER_NS = 15; /* packed, one thread */
 static const double TILE_HEIGHT = 6;       /* rows that one reading of the weights serves */
 static const double WAVE_L2 = 0.6;         /* the part of L2 for a layer's recurrent weights where its input's pass every few steps */
 

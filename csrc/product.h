@@ -100,31 +100,27 @@ INLINE int tile_rows(int64_t left, int most) {
     return (int)((rows + tiles - 1) / tiles);
 }
 
-/* Packing of panels [p0, p1): dst gets [columns / LANES][K][vecs][LANES] of src[v][column * ld + k], zero past the last
- * column. A transpose, by blocks that no line is fetched twice for, of some lines' width: rows may be pages apart. */
+/* Packing of units [p0, p1) * LANES: `to` gets their panels [K][vecs][LANES] of src[v][unit * K + k], zero past the last
+ * unit, and `back`, where it is not NULL, their rows of the transpose's panels [K / LANES][vecs][depth][LANES]. By squares
+ * that are read once for both, some lines of a row after one another: rows may be pages apart. */
 enum { PACK_LINES = 4 };
-INLINE void pack_panels(real *dst, const real *const *src, int vecs, int64_t K, int64_t columns, int64_t ld, int64_t p0, int64_t p1) {
-    for (int64_t p = p0; p < p1; p++)
+INLINE void pack_panels(real *to, real *back, const real *const *src, int vecs, int64_t K, int64_t units, int64_t depth,
+                        int64_t p0, int64_t p1) {
+    for (int64_t unit = p0 * LANES; unit < p1 * LANES; unit += LANES)
         for (int64_t k0 = 0; k0 < K; k0 += PACK_LINES * LANES)
             for (int v = 0; v < vecs; v++)
-                for (int j = 0; j < LANES; j++) {
-                    real *to = dst + ((p * K + k0) * vecs + v) * LANES + j;
-                    const int64_t column = p * LANES + j, depth = K - k0 < PACK_LINES * LANES ? K - k0 : PACK_LINES * LANES;
-                    const real *from = src[v] + column * ld + k0;
-                    for (int64_t k = 0; k < depth; k++) to[k * vecs * LANES] = column < columns ? from[k] : 0;
+                for (int64_t k = k0; k < K && k < k0 + PACK_LINES * LANES; k += LANES) {
+                    const int n = K - k < LANES ? (int)(K - k) : LANES, rows = units - unit < LANES ? (int)(units - unit) : LANES;
+                    const real *from = src[v] + unit * K + k;
+                    vec square[LANES];
+                    UNROLL for (int j = 0; j < LANES; j++) square[j] = j < rows ? v_load_n(from + j * K, n) : v_zero();
+                    real *row = back + ((k / LANES * vecs + v) * depth + unit) * LANES;
+                    if (back)
+                        for (int j = 0; j < LANES && unit + j < depth; j++) v_store(row + j * LANES, square[j]);
+                    v_transpose(square);
+                    row = to + ((unit / LANES * K + k) * vecs + v) * LANES;
+                    for (int j = 0; j < n; j++) v_store(row + j * vecs * LANES, square[j]);
                 }
-}
-
-/* Packing of panels [p0, p1) of a transpose: dst gets [columns / LANES][vecs][Kp][LANES] of src[v][k * ld + column], zero
- * past the last column and for k from K to Kp. */
-INLINE void pack_transposed(real *dst, const real *const *src, int vecs, int64_t K, int64_t Kp, int64_t columns, int64_t ld,
-                            int64_t p0, int64_t p1) {
-    dst += p0 * vecs * Kp * LANES;
-    for (int64_t u = p0 * LANES; u < p1 * LANES; u += LANES) {
-        const int n = columns - u < LANES ? (int)(columns - u) : LANES;
-        for (int v = 0; v < vecs; v++)
-            for (int64_t k = 0; k < Kp; k++, dst += LANES) v_store(dst, k < K ? v_load_n(src[v] + k * ld + u, n) : v_zero());
-    }
 }
 
 #endif

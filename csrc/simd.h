@@ -35,23 +35,27 @@ typedef int32_t bits_t;
 #define FRNN_ISA_NAME "avx512"
 #define VEC_BYTES 64
 #define ACCUMULATORS 24
+#define V_ZIP PER_TYPE(ZIP16, ZIP8)
 #define V_OP(op) PER_TYPE(_mm512_##op##_ps, _mm512_##op##_pd)
 #elif defined(FRNN_ISA_AVX2)
 #include <immintrin.h>
 #define FRNN_ISA_NAME "avx2"
 #define VEC_BYTES 32
 #define ACCUMULATORS 12
+#define V_ZIP PER_TYPE(ZIP8, ZIP4)
 #define V_OP(op) PER_TYPE(_mm256_##op##_ps, _mm256_##op##_pd)
 #elif defined(FRNN_ISA_NEON)
 #include <arm_neon.h>
 #define FRNN_ISA_NAME "neon"
 #define VEC_BYTES 16
 #define ACCUMULATORS 24
+#define V_ZIP PER_TYPE(ZIP4, ZIP2)
 #define V_OP(op) PER_TYPE(v##op##q_f32, v##op##q_f64)
 #else
 #define FRNN_ISA_NAME "generic"
 #define VEC_BYTES 16
 #define ACCUMULATORS 12
+#define V_ZIP PER_TYPE(ZIP4, ZIP2)
 #endif
 
 #define LANES ((int)(VEC_BYTES / sizeof(real)))
@@ -104,6 +108,32 @@ INLINE vec v_select(bits mask, vec a, vec b) { return (vec)(((bits)a & mask) | (
 INLINE vec v_abs(vec a) {
     const bits_t sign = (bits_t)PER_TYPE(0x7fffffff, 0x7fffffffffffffff);
     return (vec)((bits)a & (sign - (bits){0}));
+}
+
+/* Lanes of a and of b by turns, from the first on or from the middle. */
+#define ZIP2(i) (i), (i) + LANES
+#define ZIP4(i) ZIP2(i), ZIP2((i) + 1)
+#define ZIP8(i) ZIP4(i), ZIP4((i) + 2)
+#define ZIP16(i) ZIP8(i), ZIP8((i) + 4)
+#if defined(__clang__)
+#define V_PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define V_PICK(a, b, ...) __builtin_shuffle(a, b, (bits){__VA_ARGS__})
+#endif
+INLINE vec v_zip_low(vec a, vec b) { return V_PICK(a, b, V_ZIP(0)); }
+INLINE vec v_zip_high(vec a, vec b) { return V_PICK(a, b, V_ZIP(LANES / 2)); }
+
+/* A square of LANES vectors: each time that the upper half is dealt out among the lower one, an index's first bit becomes
+ * its last. */
+INLINE void v_transpose(vec *a) {
+    UNROLL for (int bit = 1; bit < LANES; bit *= 2) {
+        vec b[LANES];
+        UNROLL for (int i = 0; i < LANES / 2; i++) {
+            b[2 * i] = v_zip_low(a[i], a[i + LANES / 2]);
+            b[2 * i + 1] = v_zip_high(a[i], a[i + LANES / 2]);
+        }
+        UNROLL for (int i = 0; i < LANES; i++) a[i] = b[i];
+    }
 }
 
 /* All ones in the first n lanes. */

@@ -29,7 +29,7 @@ __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "Layer", "RNNCell", "Rec
 State = Any  # h; for an LSTM the pair (h, c)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Call:
     """A call in training mode, for its backward."""
 
@@ -86,19 +86,25 @@ class Recurrent(Module):
     # ---------------------------------------------------------------- there and back
 
     def _run(
-        self, x: np.ndarray, state: State, batched: bool, lengths: np.ndarray | None = None, **options: Any
+        self,
+        x: np.ndarray,
+        state: State,
+        batched: bool,
+        lengths: np.ndarray | None = None,
+        masks: np.ndarray | None = None,
+        cells: np.ndarray | None = None,
     ) -> tuple[np.ndarray, State]:
-        """x [T, B, I] and the caller's state to y [T, B, D*P] and the caller's state."""
+        """x [T, B, I] and the caller's state to y [T, B, D*P] and the caller's state; the rest as a backend has it."""
         steps, batch, _ = x.shape
         if state is not None:
             state = self._state_in(state, batch, batched, "state")
         backend, block = choose(self.cell, self.backend), self.block
         if self._calls:
             self._forget_calls()
-        y, state, tape = backend.forward(self.cell, block, x, state, lengths, self.training, **options)
+        y, state, tape = backend.forward(self.cell, block, x, state, lengths, self.training, masks=masks, cells=cells)
         if self.training:
             self._calls.append(_Call(backend, tape, block.version, steps, batch, batched))
-        return y, self._state_out(state, batched)
+        return y, state if batched and self._lead else self._state_out(state, batched)
 
     def _forget_calls(self) -> None:
         """Drop the tapes that a new call leaves of no use."""
@@ -114,14 +120,13 @@ class Recurrent(Module):
             raise UsageError("the parameters changed after the call that backward would go back through; call again")
         return self._calls[-1]
 
-    def _back(self, dy: np.ndarray | None, dstate: State) -> tuple[np.ndarray, State]:
+    def _back(self, call: _Call, dy: np.ndarray | None, dstate: State) -> tuple[np.ndarray, State]:
         """dy [T, B, D*P] and the caller's dstate to dx [T, B, I] and the caller's dstate0; adds to the gradients."""
-        call = self._latest()
         if dstate is not None:
             dstate = self._state_in(dstate, call.batch, call.batched, "dstate")
         self._calls.pop()
         dx, dstate0, _ = call.backend.backward(call.tape, dy, dstate, self.block.grads)
-        return dx, self._state_out(dstate0, call.batched)
+        return dx, dstate0 if call.batched and self._lead else self._state_out(dstate0, call.batched)
 
     # ---------------------------------------------------------------- states
 
@@ -143,9 +148,7 @@ class Recurrent(Module):
         return array if len(shape) == 3 else array.reshape(len(self.stack.suffixes), batch, shape[-1])
 
     def _state_out(self, state: State, batched: bool) -> State:
-        """The backend's state to the caller's, which has L*D if this is a layer, and B if it is batched."""
-        if batched and self._lead:
-            return state
+        """The backend's state to the caller's, which has L*D if this is a layer, and B if it is batched; not both."""
         index: Any = ((slice(None),) if self._lead else (0,)) + (() if batched else (0,))
         return (state[0][index], state[1][index]) if self.cell.has_c else state[index]
 
@@ -237,27 +240,26 @@ class Layer(Recurrent):
     def forward(self, x: Any, state: State = None, lengths: Any = None, return_cells: bool = False) -> Any:
         """y and the final state; see the class."""
         x = as_array(x, self.block.dtype, "x")
-        batched = x.ndim == 3
-        if not (batched or x.ndim == 2) or x.shape[-1] != self.stack.input_size:
+        batched, size = x.ndim == 3, self.stack.input_size
+        if not (batched or x.ndim == 2) or x.shape[-1] != size:
             order = "[B, T," if self.batch_first else "[T, B,"
-            size = self.stack.input_size
             raise ShapeError(f"x must be {order} {size}], or [T, {size}] for one sequence, not {list(x.shape)}")
-        x = self._time_first(x)
-        steps, batch, _ = x.shape
-        options: dict[str, Any] = {}
+        if self.batch_first or not batched:
+            x = self._time_first(x)
+        cells = masks = None
         if lengths is not None:
-            options["lengths"] = as_lengths(lengths, steps, batch)
+            lengths = as_lengths(lengths, *x.shape[:2])
         if return_cells:
             if not self.cell.has_c:
                 raise OptionError(f"return_cells is for an LSTM: a layer of kind {self.cell.kind!r} has no c")
             width = self.stack.num_directions * self.stack.hidden_size
-            options["cells"] = np.empty((steps, batch, width), self.dtype)
+            cells = np.empty((*x.shape[:2], width), self.dtype)
         if self.training and self.dropout and self.stack.num_layers > 1:
-            options["masks"] = self._masks(steps, batch)
-        y, state = self._run(x, state, batched, **options)
-        if return_cells:
-            return self._as_given(y, batched), state, self._as_given(options["cells"], batched)
-        return self._as_given(y, batched), state
+            masks = self._masks(*x.shape[:2])
+        y, state = self._run(x, state, batched, lengths, masks, cells)
+        if self.batch_first or not batched:
+            y = self._as_given(y, batched)
+        return (y, state) if cells is None else (y, state, self._as_given(cells, batched))
 
     def backward(self, dy: Any, dstate: State = None) -> tuple[np.ndarray, State]:
         """The gradients of the latest call's x and initial state; adds to the `grad` of every parameter.
@@ -280,7 +282,7 @@ class Layer(Recurrent):
             if dy.shape != shape:
                 raise ShapeError(f"dy must be {list(shape)} as y, not {list(dy.shape)}")
             dy = self._time_first(dy)
-        dx, dstate0 = self._back(dy, dstate)
+        dx, dstate0 = self._back(call, dy, dstate)
         return self._as_given(dx, call.batched), dstate0
 
     def stream(self, batch_size: int = 1) -> Stream:
@@ -468,7 +470,7 @@ class SingleStep(Recurrent):
         UsageError where no call in training mode is left, or the parameters changed since.
         """
         call = self._latest()
-        dx, dstate0 = self._back(None, dstate)
+        dx, dstate0 = self._back(call, None, dstate)
         return dx[0] if call.batched else dx[0, 0], dstate0
 
     def _forget_calls(self) -> None:

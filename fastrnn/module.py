@@ -393,10 +393,15 @@ class Module:
         return list(found.values())
 
     def _add_blocks(self, found: dict[int, Block]) -> None:
-        for value in vars(self).values():
-            if type(value) is Block:  # isinstance asks Mapping, which takes its time
+        parts: list[Module] = []
+        for value in vars(self).values():  # as _own and _parts have them, without their names
+            if isinstance(value, Module):
+                parts.append(value)
+            elif isinstance(value, (list, tuple)):
+                parts += [part for part in value if isinstance(part, Module)]
+            elif type(value) is Block:  # isinstance asks Mapping, which takes its time
                 found.setdefault(id(value), value)
-        for _, part in self._parts():
+        for part in parts:
             part._add_blocks(found)
 
     @property

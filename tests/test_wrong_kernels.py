@@ -223,6 +223,14 @@ gradient.h: the candidate's weights are multiplied by h where they are by r h
 kernels.h: the input's gradient of the last chunk of steps only
 - if (dx) input_grad(run, mine, k, dx, first
 + if (dx && s1 == run->T) input_grad(run, mine, k, dx, first
+
+product.h: packing leaves a square of weights out
+- k < K && k < k0 + PACK_LINES * LANES
++ k < K && k < k0 + PACK_LINES * LANES - LANES
+
+product.h: packing leaves a row of the transposes out
+- j < LANES && unit + j < depth
++ j < LANES - 1 && unit + j < depth
 """)
 
 # In what the numbers of ordinary calls do not show: other tests must find them.

@@ -128,7 +128,7 @@ def choose(cell: Cell, backend: str | None = None) -> ModuleType:
             raise BackendError(f"backend {name!r} cannot run this cell: {reason}. backend=None picks one that can")
         return module
     for name in REGISTRY:
-        module = load(name)
+        module = _loaded.get(name) or load(name)
         if reason := module.missing() or module.unsupported(cell):
             _announce(name, reason)
         else:

@@ -150,6 +150,7 @@ class Engine:
     def __init__(self, cell: Cell, params: Mapping[str, np.ndarray]) -> None:
         self.stack = stack = Stack.of(cell, params)
         self.params = params
+        self.tracks, self.columns = len(stack.suffixes), stack.num_directions * stack.output_size
         self.dtype = params["weight_ih_l0"].dtype
         if self.dtype not in (np.float32, np.float64):
             raise DtypeError(f"the C kernels run float32 and float64, not {self.dtype}")
@@ -223,18 +224,6 @@ def _pointer(array: np.ndarray | None) -> Any:
     return ffi.NULL if array is None else ffi.from_buffer(array)
 
 
-def _call(x: np.ndarray, lengths: np.ndarray | None, masks: np.ndarray | None) -> Any:
-    """A frnn_call of what goes in."""
-    call = ffi.new("frnn_call *")
-    call.T, call.B, _ = x.shape
-    call.x = ffi.from_buffer(x)
-    if masks is not None:
-        call.masks = ffi.from_buffer(masks)
-    if lengths is not None:
-        call.lengths = ffi.from_buffer("int64_t[]", lengths)
-    return call
-
-
 # ---- the contract ----------------------------------------------------------------------------------------------------
 
 
@@ -242,15 +231,12 @@ class Tape:
     """What one forward call kept. The gates become their gradients when backward has run."""
 
     def __init__(
-        self, engine: Engine, cell: Cell, x: np.ndarray, lengths: Any, masks: Any, memory: np.ndarray
+        self, engine: Engine, cell: Cell, call: Any, x: np.ndarray, lengths: Any, masks: Any, memory: np.ndarray
     ) -> None:
-        self.engine, self.cell, self.x, self.lengths, self.masks = engine, cell, x, lengths, masks
-        self.stack = engine.stack
+        self.engine, self.cell, self.stack = engine, cell, engine.stack
+        self.call = call  # forward's, whose x, lengths, masks and tape backward reads
+        self.x, self.lengths, self.masks = x, lengths, masks
         self.memory: np.ndarray | None = memory
-
-    def call(self) -> Any:
-        """The arrays that forward and backward have in common."""
-        return _call(self.x, self.lengths, self.masks)
 
     @cached_property
     def layers(self) -> list[LayerTape]:
@@ -277,7 +263,7 @@ class Tape:
         """Unpack track k: on the tape rows are sorted by length and take no room past their ends."""
         stack, cell, (T, B) = self.stack, self.cell, self.x.shape[:2]
         view = ffi.new("frnn_tape_view *")
-        _check(c.frnn_tape_layout(self.engine.weights, self.call(), k, view), "the tape's layout")
+        _check(c.frnn_tape_layout(self.engine.weights, self.call, k, view), "the tape's layout")
         reals = self.memory.view(self.x.dtype)  # type: ignore[union-attr]
         lengths = np.full(B, T) if self.lengths is None else self.lengths
         order = np.argsort(-lengths, kind="stable")
@@ -308,59 +294,67 @@ class Tape:
 
 def forward(cell, params, x, state, lengths, train, *, masks=None, cells=None):  # type: ignore[no-untyped-def]
     """The contract's forward: one call of the C library."""
-    engine = _engine(cell, params, train)
-    stack, (T, B, _), dtype = engine.stack, x.shape, x.dtype
-    tracks, width, buffer = len(stack.suffixes), stack.output_size, ffi.from_buffer
-    call = _call(x, lengths, masks)
-    y = _empty((T, B, stack.num_directions * width), dtype, "the output")
-    hn = _empty((tracks, B, width), dtype, "the state")
-    cn = _empty((tracks, B, stack.hidden_size), dtype, "the state") if cell.has_c else None
+    engine, (T, B, _), dtype, buffer = _engine(cell, params, train), x.shape, x.dtype, ffi.from_buffer
+    stack = engine.stack
+    call = ffi.new("frnn_call *")
+    call.T, call.B, call.x = T, B, buffer(x)
+    y = _empty((T, B, engine.columns), dtype, "the output")
+    hn = final = _empty((engine.tracks, B, stack.output_size), dtype, "the state")
     call.y, call.hn = buffer(y), buffer(hn)
-    if cn is not None:
-        call.cn = buffer(cn)
+    if cell.has_c:
+        cn = _empty((engine.tracks, B, stack.hidden_size), dtype, "the state")
+        call.cn, final = buffer(cn), (hn, cn)
         if state is not None:
             call.h0, call.c0 = buffer(state[0]), buffer(state[1])
     elif state is not None:
         call.h0 = buffer(state)
+    if lengths is not None:
+        call.lengths = buffer("int64_t[]", lengths)
+    if masks is not None:
+        call.masks = buffer(masks)
     if cells is not None:
         call.cells = buffer(cells)
     tape = None
     if train:
-        tape = Tape(engine, cell, x, lengths, masks, engine.tape_memory(call))
-        call.tape = buffer(tape.memory)
-    _check(c.frnn_forward(engine.plan, call), "forward of T={}, B={}, {}", T, B, stack)
-    return y, hn if cn is None else (hn, cn), tape
+        memory = engine.tape_memory(call)
+        call.tape = buffer(memory)
+        tape = Tape(engine, cell, call, x, lengths, masks, memory)
+    code = c.frnn_forward(engine.plan, call)
+    if code:
+        _check(code, "forward of T={}, B={}, {}", T, B, stack)
+    return y, final, tape
 
 
 def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
     """The contract's backward: one call of the C library."""
     if tape.memory is None:
         raise UsageError("backward was called twice for one forward")
-    engine, stack = tape.engine, tape.stack
+    engine, stack, x, call, buffer = tape.engine, tape.stack, tape.x, tape.call, ffi.from_buffer
     engine.pack(True)
     if dparams is None:
-        dparams = {name: np.zeros(shape, tape.x.dtype) for name, shape in stack.shapes.items()}
-    call = tape.call()
-    call.tape = ffi.from_buffer(tape.memory)
+        dparams = {name: np.zeros(shape, x.dtype) for name, shape in stack.shapes.items()}
     grads = ffi.new("frnn_grads *")
-    dx = _empty(tape.x.shape, tape.x.dtype, "dx")
-    dh0 = _empty((len(stack.suffixes), tape.x.shape[1], stack.output_size), tape.x.dtype, "dh0")
-    grads.dx, grads.dh0, grads.dy = ffi.from_buffer(dx), ffi.from_buffer(dh0), _pointer(dy)
-    dstate0: Any = dh0
+    dx = _empty(x.shape, x.dtype, "dx")
+    dh0 = dstate0 = _empty((engine.tracks, x.shape[1], stack.output_size), x.dtype, "dh0")
+    grads.dx, grads.dh0 = buffer(dx), buffer(dh0)
+    if dy is not None:
+        grads.dy = buffer(dy)
     if tape.cell.has_c:
-        dc0 = _empty((len(stack.suffixes), tape.x.shape[1], stack.hidden_size), tape.x.dtype, "dc0")
-        dstate0, grads.dc0 = (dh0, dc0), ffi.from_buffer(dc0)
+        dc0 = _empty((engine.tracks, x.shape[1], stack.hidden_size), x.dtype, "dc0")
+        grads.dc0, dstate0 = buffer(dc0), (dh0, dc0)
         if dstate is not None:
-            grads.dhn, grads.dcn = ffi.from_buffer(dstate[0]), ffi.from_buffer(dstate[1])
+            grads.dhn, grads.dcn = buffer(dstate[0]), buffer(dstate[1])
     elif dstate is not None:
-        grads.dhn = ffi.from_buffer(dstate)
+        grads.dhn = buffer(dstate)
     arrays = tuple(dparams.values())
     known, pointers = engine.gradients
     if len(known) != len(arrays) or not all(map(operator.is_, known, arrays)):
         pointers = _pointers(stack, dparams, writable=True)
         engine.gradients = arrays, pointers
     grads.params = pointers[0]
-    _check(c.frnn_backward(engine.plan, call, grads), "backward of T={}, B={}, {}", call.T, call.B, stack)
+    code = c.frnn_backward(engine.plan, call, grads)
+    if code:
+        _check(code, "backward of T={}, B={}, {}", call.T, call.B, stack)
     engine.spare, tape.memory = tape.memory, None
     return dx, dstate0, dparams
 
