@@ -30,31 +30,44 @@ INLINE void gru_update(const step *k, const block *y, int64_t r, int64_t u, vec 
     put_output(k, y, r, u, h);
 }
 
-/* Reset after: z[] holds a_r, a_z and q; a_n waits in its plane. y: where the standard cell stores its outputs, or NULL. */
+/* Reset after: z[] holds a_r, a_z and q; a_n waits in its plane. All of a tile's r and z come before the first n, which
+ * waits for them. y: where the standard cell stores its outputs, or NULL. */
 INLINE void gru_after_forward_as(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const block *y) {
     const frnn_weights *w = k->w;
     const int plain = y || w->plain;
     const int64_t Hp = w->Hp, plane = panels * LANES;
-    for (int i = 0; i < rows; i++, r++, z += 3 * plane)
+    vec sum[8], updates[8], *at_sum = sum, *at_update = updates;
+    for (int i = 0; i < rows; i++, z += 3 * plane)
         for (int j = 0; j < panels; j++) {
-            const int64_t u = (p + j) * LANES;
-            real *gate = k->gates + r * k->ld + u;
+            real *gate = k->gates + (r + i) * k->ld + (p + j) * LANES;
             const real *a = z + j * LANES;
-            const vec reset = gru_gate(w, plain, v_load(a)), update = gru_gate(w, plain, v_load(a + plane));
-            const vec q = v_load(a + 2 * plane), n = gru_candidate(w, plain, v_fma(reset, q, v_load(gate + PLANE_N * Hp)));
-            gru_update(k, y, r, u, update, n);
+            vec x[2] = {v_load(a), v_load(a + plane)};
+            if (plain) v_sigmoids_tanhs(2, 0, x);
+            else x[0] = act(&w->act[0], x[0]), x[1] = act(&w->act[0], x[1]);
+            const vec reset = x[0], update = x[1], q = v_load(a + 2 * plane);
+            *at_sum++ = v_fma(reset, q, v_load(gate + PLANE_N * Hp));
+            *at_update++ = update;
             if (k->keep) {
-                v_store(gate + PLANE_N * Hp, n);
                 v_store(gate + PLANE_R * Hp, reset);
                 v_store(gate + PLANE_Z * Hp, update);
                 v_store(gate + PLANE_Q * Hp, q);
             }
         }
+    at_sum = sum, at_update = updates;
+    for (int i = 0; i < rows; i++, r++)
+        for (int j = 0; j < panels; j++) {
+            const int64_t u = (p + j) * LANES;
+            const vec n = gru_candidate(w, plain, *at_sum++);
+            if (k->keep) v_store(k->gates + r * k->ld + PLANE_N * Hp + u, n);
+            gru_update(k, y, r, u, *at_update++, n);
+        }
 }
 
 static void gru_after_forward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
     const block y = k->w->plain ? plain_output(k, p, panels) : (block){0};
-    if (y.row) gru_after_forward_as(k, r, rows, p, panels, z, &y);
+    if (y.row && rows == 1 && panels == 1) /* as constants: its vectors then stay in registers */
+        gru_after_forward_as(k, r, 1, p, 1, z, &y);
+    else if (y.row) gru_after_forward_as(k, r, rows, p, panels, z, &y);
     else gru_after_forward_as(k, r, rows, p, panels, z, NULL);
 }
 

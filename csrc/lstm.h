@@ -100,6 +100,8 @@ INLINE void lstm_forward_plain(const step *k, int64_t r, int rows, int64_t p, in
 static void lstm_forward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
     const block y = k->m || k->lane->cells ? (block){0} : plain_output(k, p, panels);
     if (!k->w->plain) lstm_forward_any(k, r, rows, p, panels, z);
+    else if (y.row && rows == 1 && panels == 1) /* as constants: its vectors then stay in registers */
+        lstm_forward_plain(k, r, 1, p, 1, z, &y);
     else if (y.row) lstm_forward_plain(k, r, rows, p, panels, z, &y);
     else lstm_forward_plain(k, r, rows, p, panels, z, NULL);
 }
