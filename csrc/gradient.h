@@ -76,11 +76,11 @@ static void add_tile(const scratch *mine, const real *left, const real *right, i
         for (int q = 0; q < panels; q++) __builtin_prefetch(out + (m + rows) * out_ld + q * LANES, 1);
     if (panels == 4) {
         const edge e = {to, 0, 0};
-        grad_4x1[rows](a, depth, right, GRAD_ROWS * LANES, &e, &e);
+        grad_4x1[rows](a, 0, depth, right, GRAD_ROWS * LANES, &e, &e);
     } else {
         for (int q = 0; q < panels; q++) {
             const edge e = {to, q * LANES, 0};
-            grad_1x1[rows](a, depth, right + q * GRAD_ROWS * LANES, 0, &e, &e);
+            grad_1x1[rows](a, 0, depth, right + q * GRAD_ROWS * LANES, 0, &e, &e);
         }
     }
     if (!whole)
@@ -227,7 +227,7 @@ static void input_grad(const frnn_run *run, const scratch *mine, int64_t k, real
             }
             n += rows;
             const edge start_at = {in, 0, 0}, end_at = {out, 0, 0};
-            form.fn[rows](a, depth, (const real *)lane->w->wxt + p * depth * LANES, depth * LANES, &start_at, &end_at);
+            form.fn[rows](a, 0, depth, (const real *)lane->w->wxt + p * depth * LANES, depth * LANES, &start_at, &end_at);
             if (direct) continue;
             for (int m = 0; m < rows; m++)
                 for (int q = 0; q < form.panels; q++) {

@@ -95,19 +95,22 @@ static void run_product(const step *k, const share *me, const scratch *mine, con
     int64_t p0, p1;
     share_panels(me, job->units / LANES, &p0, &p1);
     const int64_t panel = job->depth * job->vecs * LANES, in_ld = job->in ? job->in_ld : 0;
+    const real *start = job->in ? job->in : zeros, *a[8];
+    real *in[8], *out[8];
     /* Weights that outgrow a cache are swept up on one step and down on the next: what was read last is still there. */
     const int down = (int)(k->s & 1);
     for (int64_t left = r0 < r1 ? p1 - p0 : 0; left > 0;) {
         const shape form = shape_of(job->vecs, r1 - r0, left);
         const int64_t p = down ? p0 + left - form.panels : p1 - left, width = form.panels * job->vecs * LANES;
+        /* The first tile's rows; the others' are so far behind. */
+        for (int m = 0; m < form.most && m < r1 - r0; m++)
+            a[m] = job->from + m * job->from_ld, in[m] = (real *)start + m * in_ld, out[m] = mine->z + m * width;
+        edge start_at = {in, 0, job->in ? job->in_plane : 0};
+        const edge end_at = {out, 0, form.panels * LANES};
         for (int64_t r = r0; r < r1;) {
             const int rows = tile_rows(r1 - r, form.most);
-            const real *a[8], *from = job->from + r * job->from_ld;
-            real *in[8], *out[8], *start = (real *)(job->in ? job->in + r * in_ld : zeros), *z = mine->z;
-            for (int m = 0; m < rows; m++, from += job->from_ld, start += in_ld, z += width)
-                a[m] = from, in[m] = start, out[m] = z;
-            const edge start_at = {in, job->in ? p * LANES : 0, job->in ? job->in_plane : 0}, end_at = {out, 0, form.panels * LANES};
-            form.fn[rows](a, job->K, job->w + p * panel, panel, &start_at, &end_at);
+            start_at.at = job->in ? r * in_ld + p * LANES : 0;
+            form.fn[rows](a, r * job->from_ld, job->K, job->w + p * panel, panel, &start_at, &end_at);
             job->then(k, r, rows, p, form.panels, mine->z);
             r += rows;
         }
@@ -194,14 +197,18 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
     const int64_t ld = w->planes * w->Hp, I = lane->w->I;
     const int reverse = (int)(k % w->spec.num_directions);
     int64_t rows = 0, p, p1;
-    for (int64_t s = s0; s < s1; s++) {
-        real *gates = gates_row(run, me, lane, s) + me->r0 * ld;
-        const int64_t end = least(me->r1, active(run, s)), shift = origin(run, lane->x_chunked, s) * run->B;
-        for (int64_t r = me->r0; r < end; r++, rows++, gates += ld) {
-            const int64_t row = lane->x_packed ? first(run, s) + r : outer_row(run, reverse, s, r) - shift;
-            mine->from[rows] = (const real *)lane->x + row * lane->x_ld;
-            mine->to[rows] = gates;
+    const int64_t shift = origin(run, lane->x_chunked, s0) * run->B;
+    real *row = gates_row(run, me, lane, s0) + me->r0 * ld;
+    for (int64_t s = s0; s < s1 && me->r0 < active(run, s); s++) {
+        const int64_t end = least(me->r1, active(run, s)), x_row = outer_row(run, reverse, s, me->r0) - shift;
+        const real *from = (const real *)lane->x + (lane->x_packed ? first(run, s) + me->r0 : x_row) * lane->x_ld;
+        real *to = row;
+        for (int64_t r = me->r0; r < end; r++, rows++, to += ld, from += lane->x_ld) {
+            if (run->perm && !lane->x_packed) from = (const real *)lane->x + (outer_row(run, reverse, s, r) - shift) * lane->x_ld;
+            mine->from[rows] = from;
+            mine->to[rows] = to;
         }
+        row += (run->taped ? active(run, s) : me->r1 - me->r0) * ld;
     }
     share_panels(me, w->Hp / LANES, &p, &p1);
     const int64_t panel = I * w->gates * LANES;
@@ -212,7 +219,7 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
         for (int64_t n = 0; n < rows;) {
             const int height = tile_rows(rows - n, form.most);
             const edge start_at = {bias, p * LANES, w->Hp}, end_at = {mine->to + n, p * LANES, w->Hp};
-            form.fn[height](mine->from + n, I, (const real *)lane->w->wx + p * panel, panel, &start_at, &end_at);
+            form.fn[height](mine->from + n, 0, I, (const real *)lane->w->wx + p * panel, panel, &start_at, &end_at);
             n += height;
         }
         if (lane->w->bq && (run->taped || s0 == 0 || w->spec.num_layers > 1)) /* what q starts from, unless it still stands there */

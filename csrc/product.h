@@ -17,13 +17,13 @@ typedef struct edge {
     int64_t at, plane;
 } edge;
 
-/* out[m][q][v] = in[m][q][v] + sum_k a[m][k * step] w[q][k][v], with panel q at w + q * panel. */
-INLINE void tile(const int rows, const int panels, const int vecs, const int64_t step, const real *const *a, int64_t K,
-                 const real *w, int64_t panel, const edge *in, const edge *out) {
+/* out[m][q][v] = in[m][q][v] + sum_k a[m][at + k * step] w[q][k][v], with panel q at w + q * panel. */
+INLINE void tile(const int rows, const int panels, const int vecs, const int64_t step, const real *const *a, int64_t at,
+                 int64_t K, const real *w, int64_t panel, const edge *in, const edge *out) {
     vec sum[32];
     const real *row[8];
     UNROLL for (int m = 0; m < rows; m++) {
-        row[m] = a[m];
+        row[m] = a[m] + at;
         UNROLL for (int q = 0; q < panels; q++)
             UNROLL for (int v = 0; v < vecs; v++)
                 sum[(m * panels + q) * vecs + v] = v_load(in->row[m] + in->at + v * in->plane + q * LANES);
@@ -44,13 +44,14 @@ INLINE void tile(const int rows, const int panels, const int vecs, const int64_t
                 v_store(out->row[m] + out->at + v * out->plane + q * LANES, sum[(m * panels + q) * vecs + v]);
 }
 
-typedef void (*tile_fn)(const real *const *a, int64_t K, const real *w, int64_t panel, const edge *in, const edge *out);
+typedef void (*tile_fn)(const real *const *a, int64_t at, int64_t K, const real *w, int64_t panel, const edge *in, const edge *out);
 
 /* One function for each number of rows; those whose sums would not fit the registers are empty, and never asked for. */
 #define TILE(name, rows, panels, vecs, step)                                                                   \
-    static void name##_##rows(const real *const *a, int64_t K, const real *w, int64_t panel, const edge *in, const edge *out) { \
+    static void name##_##rows(const real *const *a, int64_t at, int64_t K, const real *w, int64_t panel, const edge *in, \
+                              const edge *out) {                                                               \
         if ((rows) * (panels) * (vecs) <= ACCUMULATORS || (rows) == 1)                                         \
-            tile(rows, panels, vecs, step, a, K, w, panel, in, out);                                           \
+            tile(rows, panels, vecs, step, a, at, K, w, panel, in, out);                                       \
     }
 #define TILES(name, panels, vecs, step)                                                                        \
     TILE(name, 1, panels, vecs, step) TILE(name, 2, panels, vecs, step) TILE(name, 3, panels, vecs, step)      \
