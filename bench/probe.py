@@ -166,6 +166,18 @@ def measure(threads: Sequence[int], seconds: float = 0.3, flags: Sequence[str] =
     return Ceilings(sizes, fma, read)
 
 
+class Peak:
+    """The rate of multiply-adds, to be looked at again and again. Raises ProbeError as `measure` does."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()  # goes with this object
+        self._program = _compile(Path(self._folder.name), ())
+
+    def now(self, threads: int, seconds: float = 0.02) -> float:
+        """GFLOP/s of so many threads."""
+        return _rate(self._program, "fma", threads, seconds)
+
+
 def compiler() -> list[str]:
     """The command of a C compiler: what $CC names, else the first there is; ProbeError where there is none."""
     installed = [path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))]

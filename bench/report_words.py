@@ -201,6 +201,18 @@ def noise_line(results: Results) -> str:
     )
 
 
+def steady_line(results: Results) -> str:
+    """How many cases were timed while the machine was itself; nothing where nobody looked."""
+    looks = [run["steady"] for run in results["runs"] if run.get("steady") is not None]
+    if not looks:
+        return ""
+    return (
+        " Processors of a virtual machine may be two threads of one core for a while, or share theirs: a case is timed "
+        "again until the peak of multiply-adds is to be had before and after it, which it was in "
+        f"{sum(looks)} of {len(looks)}."
+    )
+
+
 def how_to_read(results: Results) -> list[str]:
     """What the words and figures mean, a paragraph each."""
     settings = results["settings"]
@@ -213,7 +225,7 @@ def how_to_read(results: Results) -> list[str]:
         "the input and all weights. Step: one step of a stream, the state carried over. 2x1: two layers; 2x2: "
         "in both directions. Ragged: sequences of different lengths. Words: a training step of a language model.",
         f"A time is a median, of the best of {settings['blocks']} blocks of runs. Small differences are noise: "
-        f"a ratio of 0.97 and one of 1.03 say the same. In this run: {noise_line(results)}.",
+        f"a ratio of 0.97 and one of 1.03 say the same. In this run: {noise_line(results)}.{steady_line(results)}",
         "Every engine's output is compared with the reference's; a wrong one is marked wrong and not timed.",
         "The machine's limit, the floor of a time, is the least that the case's arithmetic and its reading of weights "
         "can take at the speeds measured on this machine; 100 % would be as fast as that.",

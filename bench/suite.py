@@ -17,8 +17,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import report
-from probe import Ceilings, ProbeError, measure
+from probe import Ceilings, Peak, ProbeError, measure
 
 import fastrnn
 from fastrnn.bench.cases import GRID, QUICK, TABLE, Case
@@ -39,6 +40,8 @@ RESULTS = ROOT / "bench" / "results"
 SECONDS, QUICK_SECONDS = 0.1, 0.06  # a case and engine, in all blocks
 QUICK_ENGINES = ("c", "torch", "onnxruntime", "openvino", "jax")
 LARGEST = {"numba": 512, "numpy": 128}  # the largest H that is worth the wait
+STEADY = 0.9  # the share of the peak below which the machine is not itself
+PAUSE, PATIENCE = 0.5, 600.0  # seconds between two looks at it, and to lose on it in a run
 # The only H of engines that differ little from another, or that compile for seconds.
 SAMPLES = {"torch-eager": (128,), "keras": (16, 128, 512)}
 FOOTPRINT = Case("lstm", "inference", 128, 1)
@@ -72,13 +75,15 @@ def main(argv: list[str] | None = None) -> None:
     ceilings = _ceilings(results, args.threads)
     cases = [case for case in (QUICK if args.quick else TABLE) if any(part in case.name for part in args.only)]
     done = {(run["name"], run["threads"]) for run in results["runs"]}
+    steady = Steady(ceilings)
     for threads in args.threads:
         with Race(here, threads) as race:
             for case in cases if threads == args.threads[0] else [case for case in cases if case in GRID]:
                 if (case.name, threads) in done:
                     continue
                 out = {name: why for name in here if (why := left_out(name, case, threads == args.threads[0]))}
-                found = race.run(case, args.seconds, [name for name in here if name not in out])
+                entered = [name for name in here if name not in out]
+                found, was_steady = steady.run(partial(race.run, case, args.seconds, entered), threads)
                 found |= {name: {"skipped": why} for name, why in out.items()}
                 results["runs"].append(
                     {
@@ -86,6 +91,7 @@ def main(argv: list[str] | None = None) -> None:
                         "name": case.name,
                         "threads": threads,
                         "floor": ceilings and floor(case, ceilings, threads),
+                        "steady": was_steady,
                         "engines": found,
                     }
                 )
@@ -101,6 +107,42 @@ def main(argv: list[str] | None = None) -> None:
         _save(path, results)
     print()
     report.main([str(path), *(["--readme", str(ROOT / "README.md")] if args.readme else [])])
+
+
+class Steady:
+    """Has a case timed while the machine does the multiply-adds that it did when its ceilings were measured.
+
+    A virtual machine's processors are two threads of one core for a while, or have a busy neighbour on theirs: what is
+    timed then says nothing of engines. The same wait for all of them, and for a whole run not more than PATIENCE.
+    """
+
+    def __init__(self, ceilings: Ceilings | None) -> None:
+        self._ceilings = ceilings
+        self._peak = None if ceilings is None else Peak()
+        self._patience = PATIENCE
+
+    def run(self, time_it: Callable[[], Any], threads: int) -> tuple[Any, bool | None]:
+        """What it gives, and whether the machine was steady before and after; None where that is not to be known."""
+        while True:
+            before = self._wait(threads)
+            begin = time.monotonic()
+            found = time_it()
+            steady = None if before is None else before and self._now(threads)
+            self._patience -= time.monotonic() - begin if steady is False else 0
+            if steady is not False or self._patience <= 0:
+                return found, steady
+
+    def _wait(self, threads: int) -> bool | None:
+        if self._peak is None:
+            return None
+        while not (steady := self._now(threads)) and self._patience > 0:
+            time.sleep(PAUSE)
+            self._patience -= PAUSE
+        return steady
+
+    def _now(self, threads: int) -> bool:
+        assert self._peak and self._ceilings
+        return self._peak.now(threads) >= STEADY * self._ceilings.fma[threads]
 
 
 def left_out(engine: str, case: Case, first: bool) -> str | None:
