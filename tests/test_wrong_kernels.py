@@ -161,8 +161,8 @@ kernels.h: one peephole for all gates
 + ch[j]
 
 kernels.h: the last product is left out
-- form.fn[rows](a, job->K,
-+ form.fn[rows](a, job->K ? job->K - 1 : 0,
+- r * job->from_ld, job->K,
++ r * job->from_ld, job->K ? job->K - 1 : 0,
 
 sequence.h: no dropout forward
 - if (k->lane->mask) h *=
@@ -205,8 +205,8 @@ sequence.h: outputs' gradients come unmasked
 + if (!lane->dy ||
 
 gradient.h: a row is missing in weight gradients
-- grad_4x1[rows](a, depth,
-+ grad_4x1[rows](a, depth - 1,
+- grad_4x1[rows](a, 0, depth,
++ grad_4x1[rows](a, 0, depth - 1,
 
 gradient.h: gradients replace what was there
 - v_store_n(bias, v_load_n(bias, (int)height) +
@@ -223,6 +223,10 @@ gradient.h: the candidate's weights are multiplied by h where they are by r h
 kernels.h: the input's gradient of the last chunk of steps only
 - if (dx) input_grad(run, mine, k, dx, first
 + if (dx && s1 == run->T) input_grad(run, mine, k, dx, first
+
+product.h: every tile reads the first one's rows
+- row[m] = a[m] + at;
++ row[m] = a[m];
 
 product.h: packing leaves a square of weights out
 - k < K && k < k0 + PACK_LINES * LANES
