@@ -88,6 +88,16 @@ TECHNIQUES = (
         ("kernels.h", "run->B < GRAD_ROWS ? GRAD_ROWS / (run->B ? run->B : 1) : 1;", "run->T ? run->T : 1;"),
     ),
     technique(
+        "weights packed by squares, transposed in registers",
+        "lstm-training-h256-b1 gru-training-h512-b1 lstm-training-h1024-b8",
+        (
+            "product.h",
+            "v_transpose(square);",
+            "real flat[LANES * LANES]; memcpy(flat, square, sizeof flat);"
+            "for (int i = 0; i < LANES * LANES; i++) ((real *)square)[i % LANES * LANES + i / LANES] = flat[i];",
+        ),
+    ),
+    technique(
         "sums of weight gradients fetched ahead",
         "lstm-training-h512-b32 rnn-training-h1024-b32",
         ("gradient.h", "__builtin_prefetch(out + (m + rows) * out_ld + q * LANES, 1);", "(void)0;"),

@@ -209,33 +209,31 @@ static void input_grad(const frnn_run *run, const scratch *mine, int64_t k, real
     const int reverse = (int)(k % w->spec.num_directions);
     const int64_t I = lane->w->I, panels = (I + LANES - 1) / LANES, depth = w->gates * w->Hp, ld = w->planes * w->Hp;
     const int64_t low = n0 + (n1 - n0) * rank / size, high = n0 + (n1 - n0) * (rank + 1) / size;
-    const int direct = !reverse && I % LANES == 0; /* a tile may then write to dx itself */
+    const int direct = !reverse && !run->perm && I % LANES == 0; /* a tile may then write to dx itself, row by row */
     static const real zeros[4 * LANES];
     for (int64_t p = 0; p < panels;) {
         const shape form = shape_of(1, high - low, panels - p);
+        const int64_t width = form.panels * LANES;
+        const real *a[8];
+        real *in[8], *out[8];
+        for (int m = 0; m < form.most; m++)
+            a[m] = (const real *)lane->gates + m * ld, in[m] = (real *)zeros, out[m] = direct ? dx + m * I : mine->z + m * width;
+        const edge start_at = {in, 0, 0};
         place at = place_of(run, low);
         for (int64_t n = low; n < high;) {
             const int rows = tile_rows(high - n, form.most);
-            const real *a[8];
-            real *in[8], *out[8], *row[8];
-            for (int m = 0; m < rows; m++) {
-                a[m] = (const real *)lane->gates + (n + m) * ld;
-                in[m] = (real *)zeros;
-                row[m] = dx + outer_row(run, reverse, at.s, at.r) * I + p * LANES;
-                out[m] = direct ? row[m] : mine->z + m * form.panels * LANES;
-                if (++at.r == active(run, at.s)) at.r = 0, at.s++;
-            }
+            const edge end_at = {out, direct ? n * I + p * LANES : 0, 0};
+            form.fn[rows](a, n * ld, depth, (const real *)lane->w->wxt + p * depth * LANES, depth * LANES, &start_at, &end_at);
             n += rows;
-            const edge start_at = {in, 0, 0}, end_at = {out, 0, 0};
-            form.fn[rows](a, 0, depth, (const real *)lane->w->wxt + p * depth * LANES, depth * LANES, &start_at, &end_at);
-            if (direct) continue;
-            for (int m = 0; m < rows; m++)
-                for (int q = 0; q < form.panels; q++) {
+            for (int m = 0; m < rows && !direct; m++) {
+                real *to = dx + outer_row(run, reverse, at.s, at.r) * I + p * LANES;
+                for (int q = 0; q < form.panels; q++, to += LANES) {
                     const vec d = v_load(out[m] + q * LANES);
                     const int lanes = lanes_left(I, (p + q) * LANES);
-                    real *const to = row[m] + q * LANES;
                     v_store_n(to, reverse ? d + v_load_n(to, lanes) : d, lanes);
                 }
+                if (++at.r == active(run, at.s)) at.r = 0, at.s++;
+            }
         }
         p += form.panels;
     }
