@@ -202,14 +202,13 @@ def noise_line(results: Results) -> str:
 
 
 def steady_line(results: Results) -> str:
-    """How many cases were timed while the machine was itself; nothing where nobody looked."""
-    looks = [run["steady"] for run in results["runs"] if run.get("steady") is not None]
+    """How many blocks were timed while the machine was itself; nothing where nobody looked."""
+    held, looks = results["settings"].get("steady", (0, 0))
     if not looks:
         return ""
     return (
-        " Processors of a virtual machine may be two threads of one core for a while, or share theirs: a case is timed "
-        "again until the peak of multiply-adds is to be had before and after it, which it was in "
-        f"{sum(looks)} of {len(looks)}."
+        " Processors of a virtual machine may be two threads of one core for a while, or share theirs: a block waits "
+        f"until the peak of multiply-adds is to be had, which it was for {held} of {looks}."
     )
 
 

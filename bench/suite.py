@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,8 @@ SECONDS, QUICK_SECONDS = 0.1, 0.06  # a case and engine, in all blocks
 QUICK_ENGINES = ("c", "torch", "onnxruntime", "openvino", "jax")
 LARGEST = {"numba": 512, "numpy": 128}  # the largest H that is worth the wait
 STEADY = 0.9  # the share of the peak below which the machine is not itself
-PAUSE, PATIENCE = 0.5, 600.0  # seconds between two looks at it, and to lose on it in a run
+PAUSE, WAIT = 0.5, 30.0  # seconds between two looks at it, and at once: then it is not itself for good
+PATIENCE, QUICK_PATIENCE = 600.0, 20.0  # to lose on it in a run
 # The only H of engines that differ little from another, or that compile for seconds.
 SAMPLES = {"torch-eager": (128,), "keras": (16, 128, 512)}
 FOOTPRINT = Case("lstm", "inference", 128, 1)
@@ -75,7 +76,8 @@ def main(argv: list[str] | None = None) -> None:
     ceilings = _ceilings(results, args.threads)
     cases = [case for case in (QUICK if args.quick else TABLE) if any(part in case.name for part in args.only)]
     done = {(run["name"], run["threads"]) for run in results["runs"]}
-    steady = Steady(ceilings)
+    steady = Steady(ceilings, QUICK_PATIENCE if args.quick else PATIENCE)
+    steady.held, steady.looks = results["settings"].get("steady", (0, 0))
     for threads in args.threads:
         with Race(here, threads) as race:
             for case in cases if threads == args.threads[0] else [case for case in cases if case in GRID]:
@@ -83,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
                     continue
                 out = {name: why for name in here if (why := left_out(name, case, threads == args.threads[0]))}
                 entered = [name for name in here if name not in out]
-                found, was_steady = steady.run(partial(race.run, case, args.seconds, entered), threads)
+                found = race.run(case, args.seconds, entered, partial(steady.wait, threads))
                 found |= {name: {"skipped": why} for name, why in out.items()}
                 results["runs"].append(
                     {
@@ -91,7 +93,6 @@ def main(argv: list[str] | None = None) -> None:
                         "name": case.name,
                         "threads": threads,
                         "floor": ceilings and floor(case, ceilings, threads),
-                        "steady": was_steady,
                         "engines": found,
                     }
                 )
@@ -99,7 +100,8 @@ def main(argv: list[str] | None = None) -> None:
                     if "version" in record:
                         engines[name]["version"] = record.pop("version")
                 results["engines"] = engines
-                results["settings"]["minutes"] = round((time.monotonic() - begin) / 60, 2)
+                minutes = round((time.monotonic() - begin) / 60, 2)
+                results["settings"] |= {"steady": (steady.held, steady.looks), "minutes": minutes}
                 _save(path, results)
                 print(_line(case, threads, found), flush=True)
     if not args.quick and not results["footprint"]:
@@ -110,39 +112,42 @@ def main(argv: list[str] | None = None) -> None:
 
 
 class Steady:
-    """Has a case timed while the machine does the multiply-adds that it did when its ceilings were measured.
+    """Waits until the machine does the multiply-adds that it did when its ceilings were measured.
 
-    A virtual machine's processors are two threads of one core for a while, or have a busy neighbour on theirs: what is
-    timed then says nothing of engines. The same wait for all of them, and for a whole run not more than PATIENCE.
+    A virtual machine's processors may be two threads of one core for a while, or have a busy neighbour on theirs: what
+    is timed then says nothing of engines. All of them wait alike, in a whole run no more than `patience` seconds.
+
+    looks, held  how often it was waited for, and how often it came
     """
 
-    def __init__(self, ceilings: Ceilings | None) -> None:
-        self._ceilings = ceilings
-        self._peak = None if ceilings is None else Peak()
-        self._patience = PATIENCE
+    def __init__(self, ceilings: Ceilings | None, patience: float) -> None:
+        self.looks = self.held = 0
+        self._ceilings, self._patience = ceilings, patience
+        self._peak: Peak | None = None
 
-    def run(self, time_it: Callable[[], Any], threads: int) -> tuple[Any, bool | None]:
-        """What it gives, and whether the machine was steady before and after; None where that is not to be known."""
-        while True:
-            before = self._wait(threads)
-            begin = time.monotonic()
-            found = time_it()
-            steady = None if before is None else before and self._now(threads)
-            self._patience -= time.monotonic() - begin if steady is False else 0
-            if steady is not False or self._patience <= 0:
-                return found, steady
-
-    def _wait(self, threads: int) -> bool | None:
-        if self._peak is None:
-            return None
-        while not (steady := self._now(threads)) and self._patience > 0:
+    def wait(self, threads: int) -> None:
+        """Until it does so with that many threads, or patience is at an end."""
+        if self._ceilings is None:
+            return
+        self.looks += 1
+        for _ in range(int(WAIT / PAUSE)):
+            if self._is_itself(threads):
+                self.held += 1
+                return
+            if self._patience <= 0:
+                return
             time.sleep(PAUSE)
             self._patience -= PAUSE
-        return steady
+        self._patience = 0.0
 
-    def _now(self, threads: int) -> bool:
-        assert self._peak and self._ceilings
-        return self._peak.now(threads) >= STEADY * self._ceilings.fma[threads]
+    def _is_itself(self, threads: int) -> bool:
+        assert self._ceilings
+        try:
+            self._peak = self._peak or Peak()
+            return self._peak.now(threads) >= STEADY * self._ceilings.fma[threads]
+        except ProbeError:
+            self._patience = 0.0
+            return False
 
 
 def left_out(engine: str, case: Case, first: bool) -> str | None:
@@ -289,9 +294,7 @@ def footprint(engine: str, repeats: int = 3) -> dict[str, float]:
 def _python(program: str) -> str:
     """What a fresh Python prints last."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, check=True, text=True, capture_output=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment, check=True, text=True, capture_output=True)
     return done.stdout.strip().splitlines()[-1]
 
 

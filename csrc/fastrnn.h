@@ -60,7 +60,8 @@ typedef struct frnn_call {
     void *tape;              /* frnn_tape_bytes() bytes for backward to read, or NULL */
 } frnn_call;
 
-/* The gradients of one call. Its T, B, lengths, x, masks and tape must be those of the forward call. */
+/* The gradients of one call. Its T, B, lengths, x, masks and tape must be those of the forward call; what its other
+ * pointers point to is not read. */
 typedef struct frnn_grads {
     const void *dy;          /* as y, or NULL: zeros */
     const void *dhn, *dcn;   /* as hn and cn, or NULL: zeros */

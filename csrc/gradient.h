@@ -216,7 +216,7 @@ static void input_grad(const frnn_run *run, const scratch *mine, int64_t k, real
         const int64_t width = form.panels * LANES;
         const real *a[8];
         real *in[8], *out[8];
-        for (int m = 0; m < form.most; m++)
+        for (int m = 0; m < form.most && m < high - low; m++)
             a[m] = (const real *)lane->gates + m * ld, in[m] = (real *)zeros, out[m] = direct ? dx + m * I : mine->z + m * width;
         const edge start_at = {in, 0, 0};
         place at = place_of(run, low);

@@ -95,16 +95,16 @@ static void run_product(const step *k, const share *me, const scratch *mine, con
     int64_t p0, p1;
     share_panels(me, job->units / LANES, &p0, &p1);
     const int64_t panel = job->depth * job->vecs * LANES, in_ld = job->in ? job->in_ld : 0;
-    const real *start = job->in ? job->in : zeros, *a[8];
+    /* The rows of the first tile; where a later one's stand, the tile is told by how far behind. */
+    const real *const start = job->in ? job->in : zeros, *a[8];
     real *in[8], *out[8];
+    for (int m = 0; m < 8 && m < r1 - r0; m++) a[m] = job->from + m * job->from_ld, in[m] = (real *)start + m * in_ld;
     /* Weights that outgrow a cache are swept up on one step and down on the next: what was read last is still there. */
     const int down = (int)(k->s & 1);
     for (int64_t left = r0 < r1 ? p1 - p0 : 0; left > 0;) {
         const shape form = shape_of(job->vecs, r1 - r0, left);
         const int64_t p = down ? p0 + left - form.panels : p1 - left, width = form.panels * job->vecs * LANES;
-        /* The first tile's rows; the others' are so far behind. */
-        for (int m = 0; m < form.most && m < r1 - r0; m++)
-            a[m] = job->from + m * job->from_ld, in[m] = (real *)start + m * in_ld, out[m] = mine->z + m * width;
+        for (int m = 0; m < form.most && m < r1 - r0; m++) out[m] = mine->z + m * width;
         edge start_at = {in, 0, job->in ? job->in_plane : 0};
         const edge end_at = {out, 0, form.panels * LANES};
         for (int64_t r = r0; r < r1;) {
@@ -195,7 +195,7 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
     const frnn_weights *w = run->weights;
     const frnn_lane *lane = &run->lanes[k];
     const int64_t ld = w->planes * w->Hp, I = lane->w->I;
-    const int reverse = (int)(k % w->spec.num_directions);
+    const int reverse = (int)(k % w->spec.num_directions), one_by_one = run->perm && !lane->x_packed; /* rows of x in any order */
     int64_t rows = 0, p, p1;
     const int64_t shift = origin(run, lane->x_chunked, s0) * run->B;
     real *row = gates_row(run, me, lane, s0) + me->r0 * ld;
@@ -204,7 +204,7 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
         const real *from = (const real *)lane->x + (lane->x_packed ? first(run, s) + me->r0 : x_row) * lane->x_ld;
         real *to = row;
         for (int64_t r = me->r0; r < end; r++, rows++, to += ld, from += lane->x_ld) {
-            if (run->perm && !lane->x_packed) from = (const real *)lane->x + (outer_row(run, reverse, s, r) - shift) * lane->x_ld;
+            if (one_by_one) from = (const real *)lane->x + (outer_row(run, reverse, s, r) - shift) * lane->x_ld;
             mine->from[rows] = from;
             mine->to[rows] = to;
         }

@@ -16,19 +16,19 @@ enum { ALIGNMENT = 128 }; /* bytes, at least a cache line and a vector */
 
 /* The cost model: bench/costs.py measures what can be measured by itself. Only ratios matter, and only near the points
  * where one way of sharing overtakes another; where alone and together are close, calls are timed both ways. */
-static const double FLOPS_PER_NS = 150;    /* of float32 FMAs, one thread */
-static const double L2_BYTES_PER_NS = 120; /* read, one thread */
-static const double L3_BYTES_PER_NS = 60;  /* read, each of several threads */
-static const double GATE_NS = 4;           /* a vector of units' gate: its activation and what goes with it */
-static const double STEP_NS = 50;          /* what a step costs beside */
-static const double BARRIER_NS = 250;      /* a barrier of running threads */
-static const double TEAM_NS = 2000;        /* setting a waiting team to work, and waiting for its last */
-static const double WAKE_NS = 30000;       /* and a sleeping one */
-static const double SURE = 0.6;            /* the team's part of the time alone from which on there is no doubt, */
-static const double SMALL_NS = 500000;     /* but for calls as short as that */
+static const double FLOPS_PER_NS = 150;     /* of float32 FMAs, one thread */
+static const double L2_BYTES_PER_NS = 120;  /* read, one thread */
+static const double L3_BYTES_PER_NS = 60;   /* read, each of several threads */
+static const double GATE_NS = 4;            /* a vector of units' gate: its activation and what goes with it */
+static const double STEP_NS = 50;           /* what a step costs beside */
+static const double BARRIER_NS = 250;       /* a barrier of running threads */
+static const double TEAM_NS = 2000;         /* setting a waiting team to work, and waiting for its last */
+static const double WAKE_NS = 30000;        /* and a sleeping one */
+static const double SURE = 0.6;             /* the team's part of the time alone from which on there is no doubt, */
+static const double SMALL_NS = 500000;      /* but for calls as short as that */
 static const double PACK_BYTES_PER_NS = 15; /* packed, one thread */
-static const double TILE_HEIGHT = 6;       /* rows that one reading of the weights serves */
-static const double WAVE_L2 = 0.6;         /* the part of L2 for a layer's recurrent weights where its input's pass every few steps */
+static const double TILE_HEIGHT = 6;        /* rows that one reading of the weights serves */
+static const double WAVE_L2 = 0.6;          /* the part of L2 for a layer's recurrent weights where its input's pass every few steps */
 
 /* Rows whose input product is made at once: enough to use each weight often, few enough to stay in L2. Where weights push
  * each other out of the last cache, CHUNK_FAR: those of the input then come from memory once for many steps. */

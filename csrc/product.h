@@ -115,12 +115,10 @@ INLINE void pack_panels(real *to, real *back, const real *const *src, int vecs, 
                     const real *from = src[v] + unit * K + k;
                     vec square[LANES];
                     UNROLL for (int j = 0; j < LANES; j++) square[j] = j < rows ? v_load_n(from + j * K, n) : v_zero();
-                    real *row = back + ((k / LANES * vecs + v) * depth + unit) * LANES;
-                    if (back)
-                        for (int j = 0; j < LANES && unit + j < depth; j++) v_store(row + j * LANES, square[j]);
+                    for (int j = 0; back && j < LANES && unit + j < depth; j++)
+                        v_store(back + ((k / LANES * vecs + v) * depth + unit + j) * LANES, square[j]);
                     v_transpose(square);
-                    row = to + ((unit / LANES * K + k) * vecs + v) * LANES;
-                    for (int j = 0; j < n; j++) v_store(row + j * vecs * LANES, square[j]);
+                    for (int j = 0; j < n; j++) v_store(to + ((unit / LANES * K + k + j) * vecs + v) * LANES, square[j]);
                 }
 }
 

@@ -34,4 +34,4 @@ def as_lengths(lengths: Any, steps: int, batch: int) -> np.ndarray:
     if wrong.size:
         row = wrong[0]
         raise ShapeError(f"lengths[{row}] is {array[row]}, which is not within 0..{steps}, the steps of x")
-    return np.ascontiguousarray(array, np.int64)
+    return np.array(array, np.int64)  # a copy: backward reads it again

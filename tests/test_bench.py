@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -224,6 +225,24 @@ def test_floors(suite: Any) -> None:
     one = Case("rnn", "inference", 64, 1, 100)  # 16 KiB of weights: 8 a thread are in L2, 16 are in L3
     assert suite["floor"](one, ceilings, 2) == pytest.approx(100 * 4 * 64**2 / 40e9)
     assert suite["floor"](one, ceilings, 1) == pytest.approx(100 * 4 * 64**2 / 10e9)
+
+
+@pytest.mark.parametrize(
+    ("rates", "patience", "held"),
+    [([100], 1.0, 1), ([80, 100], 1.0, 1), ([80, 80], 0.1, 0), ([80], 0.0, 0)],
+)
+def test_blocks_wait_until_the_machine_is_itself(suite: Any, rates: list[int], patience: float, held: int) -> None:
+    watch, moods = suite["Steady"](SimpleNamespace(fma={2: 100.0}), patience), iter(rates)
+    watch._peak = SimpleNamespace(now=lambda threads: next(moods))
+    watch.wait(2)
+    assert (watch.looks, watch.held) == (1, held)
+    assert next(moods, None) is None  # looked at as often as told
+
+
+def test_nobody_waits_where_there_are_no_ceilings(suite: Any) -> None:
+    watch = suite["Steady"](None, 1.0)
+    watch.wait(2)
+    assert (watch.looks, watch.held) == (0, 0)
 
 
 def test_footprint_counts_what_is_depended_on(suite: Any) -> None:

@@ -224,6 +224,10 @@ kernels.h: the input's gradient of the last chunk of steps only
 - if (dx) input_grad(run, mine, k, dx, first
 + if (dx && s1 == run->T) input_grad(run, mine, k, dx, first
 
+gradient.h: every panel of the input's gradient stands in the first one's place
+- direct ? n * I + p * LANES
++ direct ? n * I
+
 product.h: every tile reads the first one's rows
 - row[m] = a[m] + at;
 + row[m] = a[m];
@@ -370,9 +374,7 @@ def use(built: dict[Wrong, Future[Path]], monkeypatch: pytest.MonkeyPatch) -> Ca
 # ---- wrong kernels ---------------------------------------------------------------------------------------------------
 
 FEW = [
-    case
-    for case in CASES
-    if case.shape.H < 20 and case.shape.B not in (25, 130) and not native.unsupported(case.cell)
+    case for case in CASES if case.shape.H < 20 and case.shape.B not in (25, 130) and not native.unsupported(case.cell)
 ]
 
 

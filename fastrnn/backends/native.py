@@ -220,10 +220,6 @@ def _empty(shape: Any, dtype: np.dtype[Any], what: str) -> np.ndarray:
         raise OutOfMemoryError(f"{what} {shape} of {dtype} could not be allocated") from error
 
 
-def _pointer(array: np.ndarray | None) -> Any:
-    return ffi.NULL if array is None else ffi.from_buffer(array)
-
-
 # ---- the contract ----------------------------------------------------------------------------------------------------
 
 
@@ -329,18 +325,19 @@ def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
     """The contract's backward: one call of the C library."""
     if tape.memory is None:
         raise UsageError("backward was called twice for one forward")
-    engine, stack, x, call, buffer = tape.engine, tape.stack, tape.x, tape.call, ffi.from_buffer
+    engine, stack, call, buffer = tape.engine, tape.stack, tape.call, ffi.from_buffer
+    dtype, T, B = engine.dtype, call.T, call.B
     engine.pack(True)
     if dparams is None:
-        dparams = {name: np.zeros(shape, x.dtype) for name, shape in stack.shapes.items()}
+        dparams = {name: np.zeros(shape, dtype) for name, shape in stack.shapes.items()}
     grads = ffi.new("frnn_grads *")
-    dx = _empty(x.shape, x.dtype, "dx")
-    dh0 = dstate0 = _empty((engine.tracks, x.shape[1], stack.output_size), x.dtype, "dh0")
+    dx = _empty((T, B, stack.input_size), dtype, "dx")
+    dh0 = dstate0 = _empty((engine.tracks, B, stack.output_size), dtype, "dh0")
     grads.dx, grads.dh0 = buffer(dx), buffer(dh0)
     if dy is not None:
         grads.dy = buffer(dy)
     if tape.cell.has_c:
-        dc0 = _empty((engine.tracks, x.shape[1], stack.hidden_size), x.dtype, "dc0")
+        dc0 = _empty((engine.tracks, B, stack.hidden_size), dtype, "dc0")
         grads.dc0, dstate0 = buffer(dc0), (dh0, dc0)
         if dstate is not None:
             grads.dhn, grads.dcn = buffer(dstate[0]), buffer(dstate[1])
@@ -354,7 +351,7 @@ def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
     grads.params = pointers[0]
     code = c.frnn_backward(engine.plan, call, grads)
     if code:
-        _check(code, "backward of T={}, B={}, {}", call.T, call.B, stack)
+        _check(code, "backward of T={}, B={}, {}", T, B, stack)
     engine.spare, tape.memory = tape.memory, None
     return dx, dstate0, dparams
 
@@ -384,7 +381,7 @@ class Stepper:
         self.c = np.zeros((stack.num_layers, batch_size, stack.hidden_size), dtype) if cell.has_c else None
         self.call = call = ffi.new("frnn_call *")
         call.T, call.B = 1, batch_size
-        self._alive = ffi.from_buffer(self.h), _pointer(self.c)
+        self._alive = ffi.from_buffer(self.h), ffi.NULL if self.c is None else ffi.from_buffer(self.c)
         call.h0 = call.hn = self._alive[0]
         call.c0 = call.cn = self._alive[1]
         self.results: Iterator[tuple[np.ndarray, Any, int]] = iter(())

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -101,8 +101,14 @@ class Race:
             process.close()
         self._closing.close()
 
-    def run(self, case: Case, seconds: float, engines: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
-        """What each engine, or each of `engines`, did in some `seconds`.
+    def run(
+        self,
+        case: Case,
+        seconds: float,
+        engines: Iterable[str] | None = None,
+        ready: Callable[[], object] | None = None,
+    ) -> dict[str, dict[str, Any]]:
+        """What each engine, or each of `engines`, did in some `seconds`; `ready` is called before each block.
 
         {"time": the best block's median in seconds, "blocks": [[quantiles of a run's seconds], ...], "runs": how many,
         "error": the largest, as a share of the largest value, "version": its library's}, or {"skipped": why},
@@ -116,6 +122,8 @@ class Race:
         timed = [engine for engine, answer in found.items() if "error" in answer]
         for _ in range(BLOCKS):
             for engine in timed:
+                if ready is not None:
+                    ready()
                 answer = self._process(engine).ask(measure=seconds / BLOCKS)
                 if "failed" in answer:
                     found[engine] = answer
