@@ -118,7 +118,7 @@ SHAPES = (
     Shape(T=12, B=1, I=1, H=2, P=1, L=2, D=2, added=True),
     Shape(T=3, B=25, I=31, H=12, P=8, L=2, lengths="ragged", masks=True),
     Shape(T=3, B=2, I=65, H=64, P=33, D=2, cells=True),
-    Shape(T=3, B=5, I=96, H=64, P=33, L=2),
+    Shape(T=3, B=5, I=96, H=16, P=9, L=2),
     Shape(T=0, B=0, I=0, H=1),
     Shape(T=6, B=5, I=2, H=65, P=64, lengths="ragged"),
     Shape(T=5, B=130, I=3, H=6, P=3, D=2, lengths="ragged", cells=True),
