@@ -68,9 +68,11 @@ def main(argv: list[str] | None = None) -> None:
     }
     if args.resume and path.exists():
         before = json.loads(path.read_text())
-        if before["machine"] != results["machine"] or before["engines"] != engines:
+        named = {name: {**identity, "version": None} for name, identity in before["engines"].items()}
+        wanted = {name: {**identity, "version": None} for name, identity in engines.items()}
+        if before["machine"] != results["machine"] or named != wanted:
             raise SystemExit(f"{path} is of another machine or other engines: run without --resume")
-        results = before
+        results, engines = before, before["engines"]
     args.results.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic() - 60 * results["settings"].get("minutes", 0)
     ceilings = _ceilings(results, args.threads)

@@ -245,6 +245,16 @@ def test_nobody_waits_where_there_are_no_ceilings(suite: Any) -> None:
     assert (watch.looks, watch.held) == (0, 0)
 
 
+def test_an_interrupted_run_is_gone_on_with(suite: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--engines", "c", "--threads", "1", "--seconds", "0.01", "--results", str(tmp_path)]
+    suite["main"]([*arguments, "--only", "rnn-step-h16"])
+    assert "rnn-step-h16-b1 x1" in capsys.readouterr().out
+    suite["main"]([*arguments, "--only", "rnn-step-h16,rnn-step-h32", "--resume"])
+    told = capsys.readouterr().out
+    assert "rnn-step-h16-b1 x1" not in told
+    assert "rnn-step-h32-b1 x1" in told
+
+
 def test_footprint_counts_what_is_depended_on(suite: Any) -> None:
     numpy, fastrnn_ = (suite["installed_bytes"]([name]) for name in ("numpy", "fastrnn"))
     assert fastrnn_ > numpy > 1e6
