@@ -170,8 +170,16 @@ class Peak:
     """The rate of multiply-adds, to be looked at again and again. Raises ProbeError as `measure` does."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory()  # goes with this object
-        self._program = _compile(Path(self._folder.name), ())
+        self._folder = tempfile.TemporaryDirectory()
+        try:
+            self._program = _compile(Path(self._folder.name), ())
+        except ProbeError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Remove the program."""
+        self._folder.cleanup()
 
     def now(self, threads: int, seconds: float = 0.02) -> float:
         """GFLOP/s of so many threads."""

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -78,34 +79,34 @@ def main(argv: list[str] | None = None) -> None:
     ceilings = _ceilings(results, args.threads)
     cases = [case for case in (QUICK if args.quick else TABLE) if any(part in case.name for part in args.only)]
     done = {(run["name"], run["threads"]) for run in results["runs"]}
-    steady = Steady(ceilings, QUICK_PATIENCE if args.quick else PATIENCE)
-    steady.held, steady.looks = results["settings"].get("steady", (0, 0))
-    for threads in args.threads:
-        with Race(here, threads) as race:
-            for case in cases if threads == args.threads[0] else [case for case in cases if case in GRID]:
-                if (case.name, threads) in done:
-                    continue
-                out = {name: why for name in here if (why := left_out(name, case, threads == args.threads[0]))}
-                entered = [name for name in here if name not in out]
-                found = race.run(case, args.seconds, entered, partial(steady.wait, threads))
-                found |= {name: {"skipped": why} for name, why in out.items()}
-                results["runs"].append(
-                    {
-                        "case": asdict(case),
-                        "name": case.name,
-                        "threads": threads,
-                        "floor": ceilings and floor(case, ceilings, threads),
-                        "engines": found,
-                    }
-                )
-                for name, record in found.items():
-                    if "version" in record:
-                        engines[name]["version"] = record.pop("version")
-                results["engines"] = engines
-                minutes = round((time.monotonic() - begin) / 60, 2)
-                results["settings"] |= {"steady": (steady.held, steady.looks), "minutes": minutes}
-                _save(path, results)
-                print(_line(case, threads, found), flush=True)
+    with closing(Steady(ceilings, QUICK_PATIENCE if args.quick else PATIENCE)) as steady:
+        steady.held, steady.looks = results["settings"].get("steady", (0, 0))
+        for threads in args.threads:
+            with Race(here, threads) as race:
+                for case in cases if threads == args.threads[0] else [case for case in cases if case in GRID]:
+                    if (case.name, threads) in done:
+                        continue
+                    out = {name: why for name in here if (why := left_out(name, case, threads == args.threads[0]))}
+                    entered = [name for name in here if name not in out]
+                    found = race.run(case, args.seconds, entered, partial(steady.wait, threads))
+                    found |= {name: {"skipped": why} for name, why in out.items()}
+                    results["runs"].append(
+                        {
+                            "case": asdict(case),
+                            "name": case.name,
+                            "threads": threads,
+                            "floor": ceilings and floor(case, ceilings, threads),
+                            "engines": found,
+                        }
+                    )
+                    for name, record in found.items():
+                        if "version" in record:
+                            engines[name]["version"] = record.pop("version")
+                    results["engines"] = engines
+                    minutes = round((time.monotonic() - begin) / 60, 2)
+                    results["settings"] |= {"steady": (steady.held, steady.looks), "minutes": minutes}
+                    _save(path, results)
+                    print(_line(case, threads, found), flush=True)
     if not args.quick and not results["footprint"]:
         results["footprint"] = {name: footprint(name) for name in here}
         _save(path, results)
@@ -141,6 +142,11 @@ class Steady:
             time.sleep(PAUSE)
             self._patience -= PAUSE
         self._patience = 0.0
+
+    def close(self) -> None:
+        """Remove what it measures with."""
+        if self._peak:
+            self._peak.close()
 
     def _is_itself(self, threads: int) -> bool:
         assert self._ceilings
