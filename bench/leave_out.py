@@ -98,6 +98,16 @@ TECHNIQUES = (
         ),
     ),
     technique(
+        "rows from afar fetched a tile ahead",
+        "rnn-inference-h128-b128 lstm-inference-h128-b128 rnn-training-h64-b128 lstm-training-h128-b128",
+        ("kernels.h", "return depth >= FETCH_DEPTH && ", "return 0 && "),
+    ),
+    technique(
+        "rows that stand evenly multiplied in place",
+        "rnn-training-h64-b32 rnn-training-h128-b8 gru-training-h128-b32",
+        ("gradient.h", "if (even == depth) return", "if (0) return"),
+    ),
+    technique(
         "sums of weight gradients fetched ahead",
         "lstm-training-h512-b32 rnn-training-h1024-b32",
         ("gradient.h", "__builtin_prefetch(out + (m + rows) * out_ld + q * LANES, 1);", "(void)0;"),

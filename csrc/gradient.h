@@ -1,8 +1,8 @@
 /* After a chunk of steps has run backward: the gradients of weights, biases and inputs that these steps add.
  *
- * dW[u, i] += sum over rows of da[row, u] b[row, i] goes by blocks of at most GRAD_ROWS rows, packed by each thread for
- * itself while they are still in a cache; threads share the outputs, never the sum, so that the bits do not depend on
- * their number.
+ * dW[u, i] += sum over rows of da[row, u] b[row, i] goes by blocks of at most GRAD_ROWS rows while they are still in a
+ * cache, da packed by each thread for itself, b where it does not stand evenly; threads share the outputs, never the sum, so
+ * that the bits do not depend on their number.
  */
 #ifndef FRNN_GRADIENT_H
 #define FRNN_GRADIENT_H
@@ -59,9 +59,24 @@ static void find_rows(const frnn_run *run, int64_t k, operand what, int64_t n, i
     }
 }
 
+/* A product's right operand, [depth, columns]: a tile takes GROUP columns, those of line d at at + d * ld, the next tile's
+ * stand `next` reals behind. */
+typedef struct lines {
+    real *at;
+    int64_t ld, next;
+} lines;
+enum { GROUP = 4 * LANES };
+
+INLINE real *line_at(lines a, int64_t d, int64_t column) { return a.at + column / GROUP * a.next + d * a.ld + column % GROUP; }
+
+/* Packed: what a tile reads stands together. */
+INLINE lines packed_lines(real *memory, int64_t width) {
+    return (lines){memory, width < GROUP ? (width + LANES - 1) / LANES * LANES : GROUP, GRAD_ROWS * GROUP};
+}
+
 /* Add a [rows, columns] block of a product to out: [*, out_ld], where the last vector may be partial. */
-static void add_tile(const scratch *mine, const real *left, const real *right, int64_t depth, int rows, int columns,
-                     real *out, int64_t out_ld) {
+static void add_tile(const scratch *mine, const real *left, lines right, int64_t depth, int rows, int columns, real *out,
+                     int64_t out_ld) {
     const real *a[8];
     real *to[8];
     const int panels = (columns + LANES - 1) / LANES, whole = columns == panels * LANES;
@@ -76,11 +91,11 @@ static void add_tile(const scratch *mine, const real *left, const real *right, i
         for (int q = 0; q < panels; q++) __builtin_prefetch(out + (m + rows) * out_ld + q * LANES, 1);
     if (panels == 4) {
         const edge e = {to, 0, 0};
-        grad_4x1[rows](a, 0, depth, right, GRAD_ROWS * LANES, &e, &e);
+        grad_4x1[rows](a, 0, depth, right.at, right.ld, &e, &e);
     } else {
         for (int q = 0; q < panels; q++) {
             const edge e = {to, q * LANES, 0};
-            grad_1x1[rows](a, 0, depth, right + q * GRAD_ROWS * LANES, 0, &e, &e);
+            grad_1x1[rows](a, 0, depth, right.at + q * LANES, right.ld, &e, &e);
         }
     }
     if (!whole)
@@ -89,12 +104,12 @@ static void add_tile(const scratch *mine, const real *left, const real *right, i
                 v_store_n(out + m * out_ld + q * LANES, v_load(to[m] + q * LANES), lanes_left(columns, q * LANES));
 }
 
-/* out: [height, width] += the packed left, LANES rows at most, times the packed right. */
-static void add_group(const scratch *mine, int64_t depth, int64_t height, int64_t width, real *out, int64_t out_ld) {
-    for (int64_t q = 0; q < width; q += 4 * LANES)
+/* out: [height, width] += the packed left, LANES rows at most, times right. */
+static void add_group(const scratch *mine, lines right, int64_t depth, int64_t height, int64_t width, real *out, int64_t out_ld) {
+    for (int64_t q = 0; q < width; q += GROUP, right.at += right.next)
         for (int64_t m = 0; m < height;) {
             const int rows = tile_rows(height - m, width - q > 3 * LANES ? MOST_ROWS(4) : MOST_ROWS(1));
-            add_tile(mine, mine->left + m, mine->right + q * GRAD_ROWS, depth, rows, (int)least(4 * LANES, width - q),
+            add_tile(mine, mine->left + m, right, depth, rows, (int)least(GROUP, width - q),
                      out + m * out_ld + q, out_ld);
             m += rows;
         }
@@ -111,6 +126,21 @@ typedef struct weight_grad {
     real *weight, *bias; /* bias: NULL where there is none */
 } weight_grad;
 
+/* Columns [c0, c0 + width) of rows mine->from[0], ...: where they stand, if that is at even distances of at most IN_PLACE
+ * reals (farther apart they push each other out of L2) and in whole vectors; else packed. */
+enum { IN_PLACE = 512 };
+static lines right_operand(const scratch *mine, const weight_grad *job, int64_t depth, int64_t c0, int64_t width) {
+    const int64_t ld = depth > 1 ? mine->from[1] - mine->from[0] : 0;
+    int64_t even = ld < -IN_PLACE || ld > IN_PLACE || (job->right == INPUT && width % LANES) ? 0 : 1;
+    while (even && even < depth && mine->from[even] == mine->from[0] + even * ld) even++;
+    if (even == depth) return (lines){(real *)mine->from[0] + c0, ld, GROUP};
+    const lines copy = packed_lines(mine->right, width);
+    for (int64_t d = 0; d < depth; d++)
+        for (int64_t q = 0; q < width; q += LANES)
+            v_store(line_at(copy, d, q), v_load_n(mine->from[d] + c0 + q, lanes_left(width, q)));
+    return copy;
+}
+
 /* What rows [n0, n1) add to it, this thread's part of the units. */
 static void add_weight_grad(const frnn_run *run, const scratch *mine, int64_t k, const weight_grad *job, int64_t n0,
                             int64_t n1, int rank, int size) {
@@ -121,11 +151,7 @@ static void add_weight_grad(const frnn_run *run, const scratch *mine, int64_t k,
         int64_t c0 = 0;
         do { /* once at least, for the biases */
             const int64_t width = least(GRAD_COLUMNS, job->columns - c0);
-            for (int64_t d = 0; d < depth; d++) {
-                const real *from = mine->from[d] + c0;
-                for (int64_t q = 0; q < width; q += LANES)
-                    v_store(mine->right + q * GRAD_ROWS + d * LANES, v_load_n(from + q, lanes_left(width, q)));
-            }
+            const lines right = right_operand(mine, job, depth, c0, width);
             for (int64_t i = all * rank / size; i < all * (rank + 1) / size; i++) {
                 const int64_t block = i / groups, u = i % groups * LANES, height = lanes_left(job->units, u);
                 const real *from = job->left + n * job->left_ld + job->plane[block] + u;
@@ -139,7 +165,7 @@ static void add_weight_grad(const frnn_run *run, const scratch *mine, int64_t k,
                     real *bias = job->bias + block * job->units + u;
                     v_store_n(bias, v_load_n(bias, (int)height) + ((sum[0] + sum[1]) + (sum[2] + sum[3])), (int)height);
                 }
-                add_group(mine, depth, height, width, job->weight + (block * job->units + u) * job->columns + c0, job->columns);
+                add_group(mine, right, depth, height, width, job->weight + (block * job->units + u) * job->columns + c0, job->columns);
             }
             c0 += GRAD_COLUMNS;
         } while (c0 < job->columns);

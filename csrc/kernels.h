@@ -77,6 +77,28 @@ static void pack(void *arg, int rank, int size) {
 
 typedef void (*pointwise)(const step *, int64_t r, int rows, int64_t p, int panels, const real *z);
 
+/* Whether a call's rows of so many reals come from afar each time that they are read: tiles long enough for it then have those
+ * of the next one on their way. */
+enum { FETCH_DEPTH = 64 };
+INLINE int fetch_ahead(const frnn_run *run, int64_t depth, int64_t reals) {
+    return depth >= FETCH_DEPTH && run->rows * reals * (int64_t)sizeof(real) > run->near;
+}
+INLINE void fetch_rows(const real *base, int64_t ld, int64_t r, int rows, int64_t u, int64_t units) {
+    for (const real *row = base + r * ld + u; rows > 0; rows--, row += ld)
+        for (int64_t j = 0; j < units; j += LANES) __builtin_prefetch(row + j);
+}
+
+/* What a tile's part of a step backward reads of the tape and of dy; its new states were the next step's old ones. */
+static void fetch_step(const step *k, int64_t r, int rows, int64_t p, int panels) {
+    const frnn_weights *w = k->w;
+    const int64_t u = p * LANES, units = panels * LANES;
+    const block dy = k->m ? (block){0} : plain_output_grad(k, p, panels);
+    for (int v = 0; v < w->planes; v++) fetch_rows(k->gates + v * w->Hp, k->ld, r, rows, u, units);
+    fetch_rows(k->h_in, w->Pp, r, rows, u, units);
+    if (k->c_in) fetch_rows(k->c_in, w->Hp, r, rows, u, units);
+    if (dy.row) fetch_rows(dy.row, dy.ld, r, rows, u, units);
+}
+
 /* A product over rows of the batch: from [rows, from_ld] times panels w of `units` outputs, starting from `in`
  * [rows, in_ld] with its vectors `in_plane` apart, or from zero. K is what is summed of the panels' depth. */
 typedef struct product {
@@ -88,6 +110,7 @@ typedef struct product {
     const real *in;
     int64_t in_ld, in_plane;
     pointwise then;
+    int fetch; /* whether what `then` does backward reads from afar */
 } product;
 
 static void run_product(const step *k, const share *me, const scratch *mine, const product *job, int64_t r0, int64_t r1) {
@@ -110,6 +133,7 @@ static void run_product(const step *k, const share *me, const scratch *mine, con
         for (int64_t r = r0; r < r1;) {
             const int rows = tile_rows(r1 - r, form.most);
             start_at.at = job->in ? r * in_ld + p * LANES : 0;
+            if (job->fetch) fetch_step(k, r, rows, p, form.panels);
             form.fn[rows](a, r * job->from_ld, job->K, job->w + p * panel, panel, &start_at, &end_at);
             job->then(k, r, rows, p, form.panels, mine->z);
             r += rows;
@@ -214,11 +238,13 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
     const int64_t panel = I * w->gates * LANES;
     real *bias[8];
     for (int m = 0; m < 8; m++) bias[m] = lane->w->bx;
+    int fetch = !lane->x_chunked && fetch_ahead(run, I, lane->x_ld); /* once: the next panels find these rows near */
     while (p < p1 && rows) {
         const shape form = shape_of(w->gates, rows, p1 - p);
         for (int64_t n = 0; n < rows;) {
             const int height = tile_rows(rows - n, form.most);
             const edge start_at = {bias, p * LANES, w->Hp}, end_at = {mine->to + n, p * LANES, w->Hp};
+            for (int64_t m = n + height; fetch && m < least(rows, n + 2 * height); m++) fetch_rows(mine->from[m], 0, 0, 1, 0, I);
             form.fn[height](mine->from + n, 0, I, (const real *)lane->w->wx + p * panel, panel, &start_at, &end_at);
             n += height;
         }
@@ -227,6 +253,7 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
                 for (int64_t u = p * LANES; u < (p + form.panels) * LANES; u += LANES)
                     v_store(mine->to[n] + PLANE_Q * w->Hp + u, v_load((const real *)lane->w->bq + u));
         p += form.panels;
+        fetch = 0;
     }
 }
 
@@ -353,18 +380,20 @@ static void backward_steps(const frnn_run *run, const share *me, const scratch *
     };
     step at = step_at(run, me, k, s1 - 1 > 0 ? s1 - 1 : 0);
     job.from = gates_row(run, me, lane, s1) + w->h_plane * w->Hp;
+    const int fetch = fetch_ahead(run, depth, ld + w->Hp + w->Pp);
     for (int64_t s = s1 - 1; s >= s0; s--) {
         const int64_t r1 = s < 0 ? me->r1 : least(me->r1, active(run, s));
         const int64_t going_on = least(r1, active(run, s + 1)); /* rows whose last step this is have no next one */
         job.then = s < 0 ? store_state_grad : then;
         job.K = depth;
+        job.fetch = fetch && s >= 0 && !at.m;
         run_product(&at, me, mine, &job, me->r0, going_on);
-        job.K = 0;
+        job.K = job.fetch = 0;
         run_product(&at, me, mine, &job, going_on > me->r0 ? going_on : me->r0, r1);
         if (s >= 0 && at.m) {
             const product merged = {
                 .from = at.dh, .from_ld = w->Pp, .K = w->P, .depth = w->P, .w = lane->w->wrt, .vecs = 1, .units = w->Hp,
-                .then = lstm_backward,
+                .then = lstm_backward, .fetch = fetch,
             };
             share_wait(me);
             run_product(&at, me, mine, &merged, me->r0, r1);

@@ -9,19 +9,21 @@
 
 #include "gradient.h"
 
-/* Pack rows [k0, k0 + depth) and columns [n0, n0 + width) of b into panels, `right`. */
-static void pack_right(const frnn_matrices *m, int64_t k0, int64_t depth, int64_t n0, int64_t width, real *right) {
-    for (int64_t q = 0; q < width; q += LANES, right += GRAD_ROWS * LANES) {
+/* Pack rows [k0, k0 + depth) and columns [n0, n0 + width) of b into lines of whole vectors, `right`. */
+static lines pack_right(const frnn_matrices *m, int64_t k0, int64_t depth, int64_t n0, int64_t width, real *right) {
+    const lines packed = packed_lines(right, width);
+    for (int64_t q = 0; q < width; q += LANES) {
         const real *b = (const real *)m->b + k0 * m->b_row + (n0 + q) * m->b_column;
         const int n = lanes_left(width, q);
         if (m->b_column == 1)
-            for (int64_t d = 0; d < depth; d++) v_store(right + d * LANES, v_load_n(b + d * m->b_row, n));
+            for (int64_t d = 0; d < depth; d++) v_store(line_at(packed, d, q), v_load_n(b + d * m->b_row, n));
         else
             for (int64_t d0 = 0; d0 < depth; d0 += LANES) /* by squares: a line of b is read once */
                 for (int j = 0; j < LANES; j++)
                     for (int64_t d = d0; d < least(depth, d0 + LANES); d++)
-                        right[d * LANES + j] = j < n ? b[d * m->b_row + j * m->b_column] : 0;
+                        *line_at(packed, d, q + j) = j < n ? b[d * m->b_row + j * m->b_column] : 0;
     }
+    return packed;
 }
 
 /* Pack rows [m0, m0 + height) of a, LANES at most, as [depth][LANES]. */
@@ -51,11 +53,11 @@ static void multiply(void *arg, int rank, int size) {
         const int64_t depth = least(GRAD_ROWS, m->K - k0);
         for (int64_t c0 = n0; c0 < n1; c0 += GRAD_COLUMNS) {
             const int64_t width = least(GRAD_COLUMNS, n1 - c0);
-            pack_right(m, k0, depth, c0, width, mine.right);
+            const lines right = pack_right(m, k0, depth, c0, width, mine.right);
             for (int64_t i = m0; i < m1; i += LANES) {
                 const int64_t height = least(LANES, m1 - i);
                 pack_left(m, i, height, k0, depth, mine.left);
-                add_group(&mine, depth, height, width, (real *)m->c + i * m->N + c0, m->N);
+                add_group(&mine, right, depth, height, width, (real *)m->c + i * m->N + c0, m->N);
             }
         }
     }

@@ -34,6 +34,8 @@ static const double WAVE_L2 = 0.6;          /* the part of L2 for a layer's recu
  * each other out of the last cache, CHUNK_FAR: those of the input then come from memory once for many steps. */
 enum { CHUNK_BYTES = 192 * 1024, CHUNK_LEAST = 48, CHUNK_MOST = 1024, CHUNK_FAR = 512 };
 
+enum { NEAR_L2 = 4 }; /* rows of more bytes than so many times L2 come from afar, and are fetched ahead */
+
 /* Whether the team helps calls of one kind, found out by timing both where the model cannot tell: what a barrier costs, and
  * whether the team is awake, changes from machine to machine and from minute to minute. */
 typedef struct trial {
@@ -619,6 +621,7 @@ static int prepare(frnn_plan *plan, const frnn_call *call, const frnn_grads *gra
     plan->settled = 0;
     plan->threads = frnn_get_threads();
     begin_run(run, plan->weights, call, grads);
+    run->near = NEAR_L2 * (int64_t)plan->l2;
     choose_chunk(run, plan->l3);
     *doubt = share_work(run, plan);
     run->most_rows = run->chunk * run->B;

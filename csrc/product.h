@@ -17,9 +17,10 @@ typedef struct edge {
     int64_t at, plane;
 } edge;
 
-/* out[m][q][v] = in[m][q][v] + sum_k a[m][at + k * step] w[q][k][v], with panel q at w + q * panel. */
+/* out[m][q][v] = in[m][q][v] + sum_k a[m][at + k * step] w[q][k][v], where the vectors v of one k stand side by side, those of
+ * the next k `line` reals behind, those of the next q `panel`. */
 INLINE void tile(const int rows, const int panels, const int vecs, const int64_t step, const real *const *a, int64_t at,
-                 int64_t K, const real *w, int64_t panel, const edge *in, const edge *out) {
+                 int64_t K, const real *w, int64_t line, int64_t panel, const edge *in, const edge *out) {
     vec sum[32];
     const real *row[8];
     UNROLL for (int m = 0; m < rows; m++) {
@@ -28,7 +29,7 @@ INLINE void tile(const int rows, const int panels, const int vecs, const int64_t
             UNROLL for (int v = 0; v < vecs; v++)
                 sum[(m * panels + q) * vecs + v] = v_load(in->row[m] + in->at + v * in->plane + q * LANES);
     }
-    for (int64_t k = 0; k < K; k++, w += vecs * LANES) {
+    for (int64_t k = 0; k < K; k++, w += line) {
         vec f[16];
         UNROLL for (int q = 0; q < panels; q++)
             UNROLL for (int v = 0; v < vecs; v++) f[q * vecs + v] = v_load(w + q * panel + v * LANES);
@@ -44,32 +45,32 @@ INLINE void tile(const int rows, const int panels, const int vecs, const int64_t
                 v_store(out->row[m] + out->at + v * out->plane + q * LANES, sum[(m * panels + q) * vecs + v]);
 }
 
-typedef void (*tile_fn)(const real *const *a, int64_t at, int64_t K, const real *w, int64_t panel, const edge *in, const edge *out);
+/* apart: from one panel to the next; for weight gradients, whose panels stand side by side, from one line to the next. */
+typedef void (*tile_fn)(const real *const *a, int64_t at, int64_t K, const real *w, int64_t apart, const edge *in, const edge *out);
 
 /* One function for each number of rows; those whose sums would not fit the registers are empty, and never asked for. */
-#define TILE(name, rows, panels, vecs, step)                                                                   \
-    static void name##_##rows(const real *const *a, int64_t at, int64_t K, const real *w, int64_t panel, const edge *in, \
+#define TILE(name, rows, panels, vecs, step, line, panel)                                                      \
+    static void name##_##rows(const real *const *a, int64_t at, int64_t K, const real *w, int64_t apart, const edge *in, \
                               const edge *out) {                                                               \
         if ((rows) * (panels) * (vecs) <= ACCUMULATORS || (rows) == 1)                                         \
-            tile(rows, panels, vecs, step, a, at, K, w, panel, in, out);                                       \
+            tile(rows, panels, vecs, step, a, at, K, w, line, panel, in, out);                                 \
     }
-#define TILES(name, panels, vecs, step)                                                                        \
-    TILE(name, 1, panels, vecs, step) TILE(name, 2, panels, vecs, step) TILE(name, 3, panels, vecs, step)      \
-    TILE(name, 4, panels, vecs, step) TILE(name, 5, panels, vecs, step) TILE(name, 6, panels, vecs, step)      \
-    TILE(name, 7, panels, vecs, step) TILE(name, 8, panels, vecs, step)                                        \
+#define TILES(name, ...)                                                                                       \
+    TILE(name, 1, __VA_ARGS__) TILE(name, 2, __VA_ARGS__) TILE(name, 3, __VA_ARGS__) TILE(name, 4, __VA_ARGS__) \
+    TILE(name, 5, __VA_ARGS__) TILE(name, 6, __VA_ARGS__) TILE(name, 7, __VA_ARGS__) TILE(name, 8, __VA_ARGS__) \
     static const tile_fn name[9] = {0, name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8};
 
-TILES(tile_1x4, 1, 4, 1)
-TILES(tile_1x3, 1, 3, 1)
-TILES(tile_1x2, 1, 2, 1)
-TILES(tile_1x1, 1, 1, 1)
-TILES(tile_4x1, 4, 1, 1)
-TILES(grad_1x1, 1, 1, LANES)
-TILES(grad_4x1, 4, 1, LANES)
-TILE(tile_2x4, 1, 2, 4, 1)
-TILE(tile_4x4, 1, 4, 4, 1)
-TILE(tile_4x3, 1, 4, 3, 1)
-TILE(tile_4x2, 1, 4, 2, 1)
+TILES(tile_1x4, 1, 4, 1, 4 * LANES, apart)
+TILES(tile_1x3, 1, 3, 1, 3 * LANES, apart)
+TILES(tile_1x2, 1, 2, 1, 2 * LANES, apart)
+TILES(tile_1x1, 1, 1, 1, LANES, apart)
+TILES(tile_4x1, 4, 1, 1, LANES, apart)
+TILES(grad_1x1, 1, 1, LANES, apart, LANES)
+TILES(grad_4x1, 4, 1, LANES, apart, LANES)
+TILE(tile_2x4, 1, 2, 4, 1, 4 * LANES, apart)
+TILE(tile_4x4, 1, 4, 4, 1, 4 * LANES, apart)
+TILE(tile_4x3, 1, 4, 3, 1, 3 * LANES, apart)
+TILE(tile_4x2, 1, 4, 2, 1, 2 * LANES, apart)
 
 /* A shape of tile: how many panels at once, the most rows, and the functions for each number of rows. */
 typedef struct shape {
@@ -85,7 +86,8 @@ INLINE shape shape_of(int vecs, int64_t rows, int64_t panels) {
     static const tile_fn one_4x3[2] = {0, tile_4x3_1}, one_4x2[2] = {0, tile_4x2_1};
     if (vecs == 1) return panels >= 4 ? (shape){4, MOST_ROWS(4), tile_4x1} : (shape){1, MOST_ROWS(1), tile_1x1};
     if (rows == 1 && panels >= 4) {
-        if (vecs == 4 && ACCUMULATORS >= 16) return (shape){4, 1, one_4x4};
+        /* Of four panels or fewer two at a time, lest they push each other out of L1. */
+        if (vecs == 4 && panels > 4 && ACCUMULATORS >= 16) return (shape){4, 1, one_4x4};
         if (vecs == 3) return (shape){4, 1, one_4x3};
         if (vecs == 2) return (shape){4, 1, one_4x2};
     }

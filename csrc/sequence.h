@@ -68,7 +68,7 @@ INLINE int lanes_left(int64_t n, int64_t u) { return n - u < LANES ? (int)(n - u
 enum { GRAD_ROWS = 512, GRAD_COLUMNS = 256, TILE_VECS = 32 };
 typedef struct scratch {
     real *z;            /* [TILE_VECS * LANES] */
-    real *left, *right; /* [GRAD_ROWS, LANES], [GRAD_COLUMNS / LANES, GRAD_ROWS, LANES] */
+    real *left, *right; /* [GRAD_ROWS, LANES], [GRAD_ROWS, GRAD_COLUMNS] */
     const real **from;  /* [row_pointers()] */
     real **to;
 } scratch;

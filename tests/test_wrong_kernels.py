@@ -208,6 +208,10 @@ gradient.h: a row is missing in weight gradients
 - grad_4x1[rows](a, 0, depth,
 + grad_4x1[rows](a, 0, depth - 1,
 
+gradient.h: rows that are multiplied in place stand without padding
+- (lines){(real *)mine->from[0] + c0, ld,
++ (lines){(real *)mine->from[0] + c0, width,
+
 gradient.h: gradients replace what was there
 - v_store_n(bias, v_load_n(bias, (int)height) +
 + v_store_n(bias,
