@@ -128,7 +128,7 @@ typedef struct weight_grad {
 
 /* Columns [c0, c0 + width) of rows mine->from[0], ...: where they stand, if that is at even distances of at most IN_PLACE
  * reals (farther apart they push each other out of L2) and in whole vectors; else packed. */
-enum { IN_PLACE = 512 };
+enum { IN_PLACE = 2048 / (int)sizeof(real) };
 static lines right_operand(const scratch *mine, const weight_grad *job, int64_t depth, int64_t c0, int64_t width) {
     const int64_t ld = depth > 1 ? mine->from[1] - mine->from[0] : 0;
     int64_t even = ld < -IN_PLACE || ld > IN_PLACE || (job->right == INPUT && width % LANES) ? 0 : 1;

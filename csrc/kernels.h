@@ -77,15 +77,15 @@ static void pack(void *arg, int rank, int size) {
 
 typedef void (*pointwise)(const step *, int64_t r, int rows, int64_t p, int panels, const real *z);
 
-/* Whether a call's rows of so many reals come from afar each time that they are read: tiles long enough for it then have those
- * of the next one on their way. */
-enum { FETCH_DEPTH = 64 };
+/* Whether a call's rows of so many reals come from afar each time that they are read: while a tile long enough for it is summed,
+ * what is wanted after it is then on its way. */
+enum { FETCH_DEPTH = 64, CACHE_LINE = 64 / (int)sizeof(real) };
 INLINE int fetch_ahead(const frnn_run *run, int64_t depth, int64_t reals) {
     return depth >= FETCH_DEPTH && run->rows * reals * (int64_t)sizeof(real) > run->near;
 }
 INLINE void fetch_rows(const real *base, int64_t ld, int64_t r, int rows, int64_t u, int64_t units) {
     for (const real *row = base + r * ld + u; rows > 0; rows--, row += ld)
-        for (int64_t j = 0; j < units; j += LANES) __builtin_prefetch(row + j);
+        for (int64_t j = 0; j < units; j += CACHE_LINE) __builtin_prefetch(row + j);
 }
 
 /* What a tile's part of a step backward reads of the tape and of dy; its new states were the next step's old ones. */
@@ -94,8 +94,8 @@ static void fetch_step(const step *k, int64_t r, int rows, int64_t p, int panels
     const int64_t u = p * LANES, units = panels * LANES;
     const block dy = k->m ? (block){0} : plain_output_grad(k, p, panels);
     for (int v = 0; v < w->planes; v++) fetch_rows(k->gates + v * w->Hp, k->ld, r, rows, u, units);
-    fetch_rows(k->h_in, w->Pp, r, rows, u, units);
     if (k->c_in) fetch_rows(k->c_in, w->Hp, r, rows, u, units);
+    else fetch_rows(k->h_in, w->Pp, r, rows, u, units);
     if (dy.row) fetch_rows(dy.row, dy.ld, r, rows, u, units);
 }
 
@@ -393,7 +393,7 @@ static void backward_steps(const frnn_run *run, const share *me, const scratch *
         if (s >= 0 && at.m) {
             const product merged = {
                 .from = at.dh, .from_ld = w->Pp, .K = w->P, .depth = w->P, .w = lane->w->wrt, .vecs = 1, .units = w->Hp,
-                .then = lstm_backward, .fetch = fetch,
+                .then = lstm_backward, .fetch = fetch && w->P >= FETCH_DEPTH,
             };
             share_wait(me);
             run_product(&at, me, mine, &merged, me->r0, r1);

@@ -1,7 +1,7 @@
 /* A plain matrix product on the same tiles, for the layers around the recurrent ones.
  *
  * It is here so that a model need not leave this library's threads between two layers: a second team, as a BLAS has,
- * goes on spinning for a while where the first wants to work. c += a b by blocks of MATRIX_DEPTH terms, each output
+ * goes on spinning for a while where the first wants to work. c += a b by blocks of GRAD_ROWS terms, each output
  * one chain of multiply-adds over k; threads share rows or columns of c.
  */
 #ifndef FRNN_MATRIX_H

@@ -86,7 +86,7 @@ INLINE shape shape_of(int vecs, int64_t rows, int64_t panels) {
     static const tile_fn one_4x3[2] = {0, tile_4x3_1}, one_4x2[2] = {0, tile_4x2_1};
     if (vecs == 1) return panels >= 4 ? (shape){4, MOST_ROWS(4), tile_4x1} : (shape){1, MOST_ROWS(1), tile_1x1};
     if (rows == 1 && panels >= 4) {
-        /* Of four panels or fewer two at a time, lest they push each other out of L1. */
+        /* The last four go two at a time: where they are all, half of them is then still in L1 at the next step. */
         if (vecs == 4 && panels > 4 && ACCUMULATORS >= 16) return (shape){4, 1, one_4x4};
         if (vecs == 3) return (shape){4, 1, one_4x3};
         if (vecs == 2) return (shape){4, 1, one_4x2};
