@@ -98,7 +98,7 @@ TECHNIQUES = (
         ),
     ),
     technique(
-        "rows from afar fetched a tile ahead",
+        "rows from afar fetched ahead",
         "rnn-inference-h128-b128 lstm-inference-h128-b128 rnn-training-h64-b128 lstm-training-h128-b128",
         ("kernels.h", "return depth >= FETCH_DEPTH && ", "return 0 && "),
     ),

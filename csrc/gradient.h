@@ -82,7 +82,7 @@ static void add_tile(const scratch *mine, const real *left, lines right, int64_t
     const int panels = (columns + LANES - 1) / LANES, whole = columns == panels * LANES;
     for (int m = 0; m < rows; m++) {
         a[m] = left + m;
-        to[m] = whole ? out + m * out_ld : mine->z + m * 4 * LANES;
+        to[m] = whole ? out + m * out_ld : mine->z + m * GROUP;
         if (!whole)
             for (int q = 0; q < panels; q++) v_store(to[m] + q * LANES, v_load_n(out + m * out_ld + q * LANES, lanes_left(columns, q * LANES)));
     }
