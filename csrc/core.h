@@ -91,7 +91,7 @@ typedef struct frnn_run {
     int64_t chunk;       /* steps whose input product is made at once; that groups of layers hand over at once */
     int64_t most_rows;   /* chunk * B */
     int64_t between;     /* steps that a chunked buffer between layers holds: whole chunks */
-    int64_t near;        /* bytes of rows that are still in a cache when they are read again */
+    int64_t l2;          /* bytes of a core's own cache */
     int size, groups;    /* threads, and groups of them: 2 for two directions, or each some of the layers */
     int by_panel;        /* how a group shares a step: by panels of units or by rows */
     int64_t layers[FRNN_MAX_GROUPS + 1]; /* one direction: group g runs the layers from layers[g] to layers[g + 1] */
@@ -123,6 +123,7 @@ typedef struct frnn_matrices {
     const void *a, *b;
     int64_t a_row, a_column, b_row, b_column;
     void *c;
+    int64_t l2; /* bytes of a core's own cache */
     void *scratch[FRNN_MAX_THREADS];
 } frnn_matrices;
 

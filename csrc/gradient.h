@@ -59,13 +59,18 @@ static void find_rows(const frnn_run *run, int64_t k, operand what, int64_t n, i
     }
 }
 
-/* A product's right operand, [depth, columns]: a tile takes GROUP columns, those of line d at at + d * ld, the next tile's
- * stand `next` reals behind. */
+/* How many columns of a right operand meet all of the left one before the next do: such that half of L2 holds them. */
+INLINE int64_t grad_columns(int64_t l2) {
+    const int64_t fit = l2 / 2 / (GRAD_ROWS * (int64_t)sizeof(real));
+    return least((fit + GROUP - 1) / GROUP * GROUP, GRAD_COLUMNS);
+}
+
+/* A product's right operand, [depth, columns]: a tile takes GROUP columns at most, those of line d at at + d * ld. Packed, the
+ * next GROUP columns stand `next` reals behind. */
 typedef struct lines {
     real *at;
     int64_t ld, next;
 } lines;
-enum { GROUP = 4 * LANES };
 
 INLINE real *line_at(lines a, int64_t d, int64_t column) { return a.at + column / GROUP * a.next + d * a.ld + column % GROUP; }
 
@@ -77,7 +82,7 @@ INLINE lines packed_lines(real *memory, int64_t width) {
 /* Add a [rows, columns] block of a product to out: [*, out_ld], where the last vector may be partial. */
 static void add_tile(const scratch *mine, const real *left, lines right, int64_t depth, int rows, int columns, real *out,
                      int64_t out_ld) {
-    const real *a[8];
+    const real *a[8] = {left};
     real *to[8];
     const int panels = (columns + LANES - 1) / LANES, whole = columns == panels * LANES;
     for (int m = 0; m < rows; m++) {
@@ -89,15 +94,9 @@ static void add_tile(const scratch *mine, const real *left, lines right, int64_t
     /* The rows that the next tile adds to come from afar: on their way while this one is summed. */
     for (int m = 0; m < rows; m++)
         for (int q = 0; q < panels; q++) __builtin_prefetch(out + (m + rows) * out_ld + q * LANES, 1);
-    if (panels == 4) {
-        const edge e = {to, 0, 0};
-        grad_4x1[rows](a, 0, depth, right.at, right.ld, &e, &e);
-    } else {
-        for (int q = 0; q < panels; q++) {
-            const edge e = {to, q * LANES, 0};
-            grad_1x1[rows](a, 0, depth, right.at + q * LANES, right.ld, &e, &e);
-        }
-    }
+    static const tile_fn *const grad[5] = {NULL, grad_1x1, grad_2x1, grad_3x1, grad_4x1};
+    const edge e = {to, 0, 0};
+    grad[panels][rows](a, 0, depth, right.at, right.ld, &e, &e);
     if (!whole)
         for (int m = 0; m < rows; m++)
             for (int q = 0; q < panels; q++)
@@ -106,13 +105,14 @@ static void add_tile(const scratch *mine, const real *left, lines right, int64_t
 
 /* out: [height, width] += the packed left, LANES rows at most, times right. */
 static void add_group(const scratch *mine, lines right, int64_t depth, int64_t height, int64_t width, real *out, int64_t out_ld) {
-    for (int64_t q = 0; q < width; q += GROUP, right.at += right.next)
+    for (int64_t q = 0; q < width; q += GROUP, right.at += right.next) {
+        const int columns = (int)least(GROUP, width - q), panels = (columns + LANES - 1) / LANES;
         for (int64_t m = 0; m < height;) {
-            const int rows = tile_rows(height - m, width - q > 3 * LANES ? MOST_ROWS(4) : MOST_ROWS(1));
-            add_tile(mine, mine->left + m, right, depth, rows, (int)least(GROUP, width - q),
-                     out + m * out_ld + q, out_ld);
+            const int rows = tile_rows(height - m, MOST_ROWS(panels));
+            add_tile(mine, mine->left + m, right, depth, rows, columns, out + m * out_ld + q, out_ld);
             m += rows;
         }
+    }
 }
 
 /* A gradient of weights: [blocks * units, columns] += left^T right, and of the biases beside them: the sums of left. */
@@ -127,8 +127,9 @@ typedef struct weight_grad {
 } weight_grad;
 
 /* Columns [c0, c0 + width) of rows mine->from[0], ...: where they stand, if that is at even distances of at most IN_PLACE
- * reals (farther apart they push each other out of L2) and in whole vectors; else packed. */
-enum { IN_PLACE = 2048 / (int)sizeof(real) };
+ * reals (farther apart than a few times what a tile takes of each they push each other out of L2) and in whole vectors;
+ * else packed. */
+enum { IN_PLACE = 8 * GROUP };
 static lines right_operand(const scratch *mine, const weight_grad *job, int64_t depth, int64_t c0, int64_t width) {
     const int64_t ld = depth > 1 ? mine->from[1] - mine->from[0] : 0;
     int64_t even = ld < -IN_PLACE || ld > IN_PLACE || (job->right == INPUT && width % LANES) ? 0 : 1;
@@ -145,12 +146,13 @@ static lines right_operand(const scratch *mine, const weight_grad *job, int64_t 
 static void add_weight_grad(const frnn_run *run, const scratch *mine, int64_t k, const weight_grad *job, int64_t n0,
                             int64_t n1, int rank, int size) {
     const int64_t groups = (job->units + LANES - 1) / LANES, all = job->blocks * groups, pieces = (n1 - n0 + GRAD_ROWS - 1) / GRAD_ROWS;
+    const int64_t most = grad_columns(run->l2);
     for (int64_t piece = 0; piece < pieces; piece++) {
         const int64_t n = n0 + (n1 - n0) * piece / pieces, depth = n0 + (n1 - n0) * (piece + 1) / pieces - n;
         find_rows(run, k, job->right, n, depth, mine->from);
         int64_t c0 = 0;
         do { /* once at least, for the biases */
-            const int64_t width = least(GRAD_COLUMNS, job->columns - c0);
+            const int64_t width = least(most, job->columns - c0);
             const lines right = right_operand(mine, job, depth, c0, width);
             for (int64_t i = all * rank / size; i < all * (rank + 1) / size; i++) {
                 const int64_t block = i / groups, u = i % groups * LANES, height = lanes_left(job->units, u);
@@ -167,7 +169,7 @@ static void add_weight_grad(const frnn_run *run, const scratch *mine, int64_t k,
                 }
                 add_group(mine, right, depth, height, width, job->weight + (block * job->units + u) * job->columns + c0, job->columns);
             }
-            c0 += GRAD_COLUMNS;
+            c0 += most;
         } while (c0 < job->columns);
     }
 }

@@ -21,7 +21,7 @@ INLINE int64_t row_pointers(const frnn_run *run) { return run->grads ? GRAD_ROWS
 
 static size_t scratch_bytes(const frnn_weights *w, const frnn_run *run) {
     (void)w;
-    const size_t reals = (size_t)LANES * (TILE_VECS + (run->grads ? GRAD_ROWS + GRAD_ROWS * GRAD_COLUMNS / LANES : 0));
+    const size_t reals = TILE_VECS * LANES + (run->grads ? GRAD_ROWS * (LANES + GRAD_COLUMNS) : 0);
     return reals * sizeof(real) + 2 * (size_t)row_pointers(run) * sizeof(void *);
 }
 
@@ -79,13 +79,12 @@ typedef void (*pointwise)(const step *, int64_t r, int rows, int64_t p, int pane
 
 /* Whether a call's rows of so many reals come from afar each time that they are read: while a tile long enough for it is summed,
  * what is wanted after it is then on its way. */
-enum { FETCH_DEPTH = 64, CACHE_LINE = 64 / (int)sizeof(real) };
+enum { FETCH_DEPTH = 64, NEAR_L2 = 4 /* rows of more bytes than so many times L2 come from afar */ };
 INLINE int fetch_ahead(const frnn_run *run, int64_t depth, int64_t reals) {
-    return depth >= FETCH_DEPTH && run->rows * reals * (int64_t)sizeof(real) > run->near;
+    return depth >= FETCH_DEPTH && run->rows * reals * (int64_t)sizeof(real) > NEAR_L2 * run->l2;
 }
 INLINE void fetch_rows(const real *base, int64_t ld, int64_t r, int rows, int64_t u, int64_t units) {
-    for (const real *row = base + r * ld + u; rows > 0; rows--, row += ld)
-        for (int64_t j = 0; j < units; j += CACHE_LINE) __builtin_prefetch(row + j);
+    for (const real *row = base + r * ld + u; rows > 0; rows--, row += ld) fetch(row, units);
 }
 
 /* What a tile's part of a step backward reads of the tape and of dy; its new states were the next step's old ones. */
@@ -521,7 +520,7 @@ static void backward(void *arg, int rank, int size) {
 #define TABLE_NAME(isa, type) TABLE_NAME_(isa, type)
 const frnn_kernels TABLE_NAME(FRNN_ISA, PER_TYPE(float, double)) = {
     .name = FRNN_ISA_NAME, .lanes = LANES, .scratch_bytes = scratch_bytes, .pack = pack, .forward = forward, .backward = backward,
-    .matrix_bytes = sizeof(real) * LANES * (TILE_VECS + GRAD_ROWS + GRAD_ROWS * GRAD_COLUMNS / LANES), .multiply = multiply,
+    .matrix_bytes = sizeof(real) * (TILE_VECS * LANES + GRAD_ROWS * (LANES + GRAD_COLUMNS)), .multiply = multiply,
 };
 
 #endif

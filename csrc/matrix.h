@@ -49,10 +49,11 @@ static void multiply(void *arg, int rank, int size) {
     const int64_t m1 = by_rows ? least(m->M, row_groups * (rank + 1) / size * LANES) : m->M;
     const int64_t n0 = by_rows ? 0 : column_groups * rank / size * LANES;
     const int64_t n1 = by_rows ? m->N : least(m->N, column_groups * (rank + 1) / size * LANES);
+    const int64_t most = grad_columns(m->l2);
     for (int64_t k0 = 0; k0 < m->K; k0 += GRAD_ROWS) {
         const int64_t depth = least(GRAD_ROWS, m->K - k0);
-        for (int64_t c0 = n0; c0 < n1; c0 += GRAD_COLUMNS) {
-            const int64_t width = least(GRAD_COLUMNS, n1 - c0);
+        for (int64_t c0 = n0; c0 < n1; c0 += most) {
+            const int64_t width = least(most, n1 - c0);
             const lines right = pack_right(m, k0, depth, c0, width, mine.right);
             for (int64_t i = m0; i < m1; i += LANES) {
                 const int64_t height = least(LANES, m1 - i);

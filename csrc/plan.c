@@ -34,8 +34,6 @@ static const double WAVE_L2 = 0.6;          /* the part of L2 for a layer's recu
  * each other out of the last cache, CHUNK_FAR: those of the input then come from memory once for many steps. */
 enum { CHUNK_BYTES = 192 * 1024, CHUNK_LEAST = 48, CHUNK_MOST = 1024, CHUNK_FAR = 512 };
 
-enum { NEAR_L2 = 4 }; /* rows of more bytes than so many times L2 come from afar, and are fetched ahead */
-
 /* Whether the team helps calls of one kind, found out by timing both where the model cannot tell: what a barrier costs, and
  * whether the team is awake, changes from machine to machine and from minute to minute. */
 typedef struct trial {
@@ -286,6 +284,14 @@ void frnn_weights_free(frnn_weights *w) {
     free(w);
 }
 
+/* The caches' bytes; where the system does not say, what many machines have. */
+static void known_caches(int64_t out[3]) {
+    static const int64_t usual[3] = {32 * 1024, 512 * 1024, 8 * 1024 * 1024};
+    frnn_cpu_caches(out);
+    for (int i = 0; i < 3; i++)
+        if (out[i] <= 0) out[i] = usual[i];
+}
+
 /* ---- plans ----------------------------------------------------------------------------------------------------- */
 
 int frnn_plan_new(const frnn_weights *weights, frnn_plan **out) {
@@ -295,9 +301,9 @@ int frnn_plan_new(const frnn_weights *weights, frnn_plan **out) {
     memset(plan, 0, sizeof *plan);
     const int64_t L = weights->spec.num_layers;
     int64_t caches[3];
-    frnn_cpu_caches(caches);
-    plan->l2 = caches[1] > 0 ? (double)caches[1] : 512 * 1024;
-    plan->l3 = caches[2] > 0 ? (double)caches[2] : 8 * 1024 * 1024;
+    known_caches(caches);
+    plan->l2 = (double)caches[1];
+    plan->l3 = (double)caches[2];
     plan->weights = weights;
     plan->lanes = calloc((size_t)(L * weights->spec.num_directions), sizeof *plan->lanes);
     plan->between = calloc((size_t)L, sizeof *plan->between);
@@ -621,7 +627,7 @@ static int prepare(frnn_plan *plan, const frnn_call *call, const frnn_grads *gra
     plan->settled = 0;
     plan->threads = frnn_get_threads();
     begin_run(run, plan->weights, call, grads);
-    run->near = NEAR_L2 * (int64_t)plan->l2;
+    run->l2 = (int64_t)plan->l2;
     choose_chunk(run, plan->l3);
     *doubt = share_work(run, plan);
     run->most_rows = run->chunk * run->B;
@@ -761,7 +767,9 @@ int frnn_multiply(int real_size, const char *isa, int64_t M, int64_t N, int64_t 
     const int code = find_kernels(real_size, isa, &kernels);
     if (code || M == 0 || N == 0 || K == 0) return code;
     if (!a || !b || !c) return FRNN_ERROR_NULL;
-    frnn_matrices job = {.M = M, .N = N, .K = K, .a = a, .b = b, .a_row = a_row, .a_column = a_column,
+    int64_t caches[3];
+    known_caches(caches);
+    frnn_matrices job = {.l2 = caches[1], .M = M, .N = N, .K = K, .a = a, .b = b, .a_row = a_row, .a_column = a_column,
                          .b_row = b_row, .b_column = b_column, .c = c};
     const double ns = 2 * (double)M * (double)N * (double)K / (FLOPS_PER_NS * 4 / real_size);
     const int size = worth_team(ns / 2) ? frnn_get_threads() : 1;

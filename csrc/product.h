@@ -21,28 +21,29 @@ typedef struct edge {
  * the next k `line` reals behind, those of the next q `panel`. */
 INLINE void tile(const int rows, const int panels, const int vecs, const int64_t step, const real *const *a, int64_t at,
                  int64_t K, const real *w, int64_t line, int64_t panel, const edge *in, const edge *out) {
+    const int loaded = panels * vecs, hold = rows > 1 && rows * loaded + loaded < REGISTERS;
     vec sum[32];
     const real *row[8];
     UNROLL for (int m = 0; m < rows; m++) {
         row[m] = a[m] + at;
         UNROLL for (int q = 0; q < panels; q++)
             UNROLL for (int v = 0; v < vecs; v++)
-                sum[(m * panels + q) * vecs + v] = v_load(in->row[m] + in->at + v * in->plane + q * LANES);
+                sum[m * loaded + q * vecs + v] = v_load(in->row[m] + in->at + v * in->plane + q * LANES);
     }
     for (int64_t k = 0; k < K; k++, w += line) {
         vec f[16];
         UNROLL for (int q = 0; q < panels; q++)
             UNROLL for (int v = 0; v < vecs; v++) f[q * vecs + v] = v_load(w + q * panel + v * LANES);
+        UNROLL for (int j = 0; hold && j < loaded; j++) f[j] = v_hold(f[j]);
         UNROLL for (int m = 0; m < rows; m++) {
             const vec b = v_set1(row[m][k * step]);
-            UNROLL for (int j = 0; j < panels * vecs; j++)
-                sum[m * panels * vecs + j] = v_fma(b, f[j], sum[m * panels * vecs + j]);
+            UNROLL for (int j = 0; j < loaded; j++) sum[m * loaded + j] = v_fma(b, f[j], sum[m * loaded + j]);
         }
     }
     UNROLL for (int m = 0; m < rows; m++)
         UNROLL for (int q = 0; q < panels; q++)
             UNROLL for (int v = 0; v < vecs; v++)
-                v_store(out->row[m] + out->at + v * out->plane + q * LANES, sum[(m * panels + q) * vecs + v]);
+                v_store(out->row[m] + out->at + v * out->plane + q * LANES, sum[m * loaded + q * vecs + v]);
 }
 
 /* apart: from one panel to the next; for weight gradients, whose panels stand side by side, from one line to the next. */
@@ -66,6 +67,8 @@ TILES(tile_1x2, 1, 2, 1, 2 * LANES, apart)
 TILES(tile_1x1, 1, 1, 1, LANES, apart)
 TILES(tile_4x1, 4, 1, 1, LANES, apart)
 TILES(grad_1x1, 1, 1, LANES, apart, LANES)
+TILES(grad_2x1, 2, 1, LANES, apart, LANES)
+TILES(grad_3x1, 3, 1, LANES, apart, LANES)
 TILES(grad_4x1, 4, 1, LANES, apart, LANES)
 TILE(tile_2x4, 1, 2, 4, 1, 4 * LANES, apart)
 TILE(tile_4x4, 1, 4, 4, 1, 4 * LANES, apart)

@@ -65,7 +65,13 @@ static void fall_behind(const frnn_run *run, int chunks) {
 INLINE int lanes_left(int64_t n, int64_t u) { return n - u < LANES ? (int)(n - u) : LANES; }
 
 /* A thread's scratch memory: row pointers of a chunk, a tile's outcome, and operands packed for weight gradients. */
-enum { GRAD_ROWS = 512, GRAD_COLUMNS = 256, TILE_VECS = 32 };
+enum {
+    GRAD_ROWS = 512,
+    GRAD_VECS = ACCUMULATORS == 12 ? 3 : 4, /* of a tile's columns: then its most rows go into LANES, or nearly */
+    GROUP = GRAD_VECS * LANES,
+    GRAD_COLUMNS = (256 + GROUP - 1) / GROUP * GROUP,
+    TILE_VECS = 32
+};
 typedef struct scratch {
     real *z;            /* [TILE_VECS * LANES] */
     real *left, *right; /* [GRAD_ROWS, LANES], [GRAD_ROWS, GRAD_COLUMNS] */

@@ -29,11 +29,12 @@ typedef int32_t bits_t;
 #define PER_TYPE(f32, f64) f32
 #endif
 
-/* ACCUMULATORS: how many vector registers a product may sum in, leaving room for its operands. */
+/* REGISTERS: of vectors. ACCUMULATORS: how many of them a product may sum in, leaving room for its operands. */
 #if defined(FRNN_ISA_AVX512)
 #include <immintrin.h>
 #define FRNN_ISA_NAME "avx512"
 #define VEC_BYTES 64
+#define REGISTERS 32
 #define ACCUMULATORS 24
 #define V_ZIP PER_TYPE(ZIP16, ZIP8)
 #define V_OP(op) PER_TYPE(_mm512_##op##_ps, _mm512_##op##_pd)
@@ -41,6 +42,7 @@ typedef int32_t bits_t;
 #include <immintrin.h>
 #define FRNN_ISA_NAME "avx2"
 #define VEC_BYTES 32
+#define REGISTERS 16
 #define ACCUMULATORS 12
 #define V_ZIP PER_TYPE(ZIP8, ZIP4)
 #define V_OP(op) PER_TYPE(_mm256_##op##_ps, _mm256_##op##_pd)
@@ -48,12 +50,14 @@ typedef int32_t bits_t;
 #include <arm_neon.h>
 #define FRNN_ISA_NAME "neon"
 #define VEC_BYTES 16
+#define REGISTERS 32
 #define ACCUMULATORS 24
 #define V_ZIP PER_TYPE(ZIP4, ZIP2)
 #define V_OP(op) PER_TYPE(v##op##q_f32, v##op##q_f64)
 #else
 #define FRNN_ISA_NAME "generic"
 #define VEC_BYTES 16
+#define REGISTERS 16
 #define ACCUMULATORS 12
 #define V_ZIP PER_TYPE(ZIP4, ZIP2)
 #endif
@@ -79,6 +83,15 @@ INLINE void v_store_n(real *p, vec a, int n) {
     else memcpy(p, &a, (size_t)n * sizeof(real));
 }
 
+/* n reals are on their way to a cache, to be read; or to be added to. */
+enum { CACHE_LINE = 64 / (int)sizeof(real) };
+INLINE void fetch(const real *p, int64_t n) {
+    for (int64_t i = 0; i < n; i += CACHE_LINE) __builtin_prefetch(p + i);
+}
+INLINE void fetch_to_write(const real *p, int64_t n) {
+    for (int64_t i = 0; i < n; i += CACHE_LINE) __builtin_prefetch(p + i, 1);
+}
+
 /* a * b + c and c - a * b, rounded once wherever the machine can; min and max that return b where it is NaN. */
 #if defined(FRNN_ISA_AVX512) || defined(FRNN_ISA_AVX2)
 INLINE vec v_set1(real a) { return V_OP(set1)(a); }
@@ -102,6 +115,14 @@ INLINE vec v_max(vec a, vec b) { return v_pick(a > b, a, b); }
 #endif
 
 INLINE vec v_zero(void) { return (vec){0}; }
+
+/* The same vector, in a register: one that is used two or three times GCC would load each time. */
+INLINE vec v_hold(vec a) {
+#if defined(FRNN_ISA_AVX512) || defined(FRNN_ISA_AVX2)
+    __asm__("" : "+v"(a));
+#endif
+    return a;
+}
 
 /* a where the mask's lanes are all ones, b where they are zero. */
 INLINE vec v_select(bits mask, vec a, vec b) { return (vec)(((bits)a & mask) | ((bits)b & ~mask)); }
