@@ -65,11 +65,15 @@ TILES(tile_1x4, 1, 4, 1, 4 * LANES, apart)
 TILES(tile_1x3, 1, 3, 1, 3 * LANES, apart)
 TILES(tile_1x2, 1, 2, 1, 2 * LANES, apart)
 TILES(tile_1x1, 1, 1, 1, LANES, apart)
+TILES(tile_2x1, 2, 1, 1, LANES, apart)
+TILES(tile_3x1, 3, 1, 1, LANES, apart)
 TILES(tile_4x1, 4, 1, 1, LANES, apart)
 TILES(grad_1x1, 1, 1, LANES, apart, LANES)
 TILES(grad_2x1, 2, 1, LANES, apart, LANES)
 TILES(grad_3x1, 3, 1, LANES, apart, LANES)
 TILES(grad_4x1, 4, 1, LANES, apart, LANES)
+TILE(tile_2x2, 1, 2, 2, 1, 2 * LANES, apart)
+TILE(tile_2x3, 1, 2, 3, 1, 3 * LANES, apart)
 TILE(tile_2x4, 1, 2, 4, 1, 4 * LANES, apart)
 TILE(tile_4x4, 1, 4, 4, 1, 4 * LANES, apart)
 TILE(tile_4x3, 1, 4, 3, 1, 3 * LANES, apart)
@@ -85,17 +89,20 @@ typedef struct shape {
 
 /* The shape for `rows` rows and `panels` panels of `vecs` vectors. */
 INLINE shape shape_of(int vecs, int64_t rows, int64_t panels) {
-    static const tile_fn one_2x4[2] = {0, tile_2x4_1}, one_4x4[2] = {0, tile_4x4_1};
-    static const tile_fn one_4x3[2] = {0, tile_4x3_1}, one_4x2[2] = {0, tile_4x2_1};
-    if (vecs == 1) return panels >= 4 ? (shape){4, MOST_ROWS(4), tile_4x1} : (shape){1, MOST_ROWS(1), tile_1x1};
-    if (rows == 1 && panels >= 4) {
-        /* The last four go two at a time: where they are all, half of them is then still in L1 at the next step. */
-        if (vecs == 4 && panels > 4 && ACCUMULATORS >= 16) return (shape){4, 1, one_4x4};
-        if (vecs == 3) return (shape){4, 1, one_4x3};
-        if (vecs == 2) return (shape){4, 1, one_4x2};
+    static const tile_fn *const single[5] = {NULL, tile_1x1, tile_1x2, tile_1x3, tile_1x4};
+    static const tile_fn *const several[5] = {NULL, tile_1x1, tile_2x1, tile_3x1, tile_4x1};
+    static const tile_fn two[5][2] = {{0}, {0}, {0, tile_2x2_1}, {0, tile_2x3_1}, {0, tile_2x4_1}};
+    static const tile_fn four[5][2] = {{0}, {0}, {0, tile_4x2_1}, {0, tile_4x3_1}, {0, tile_4x4_1}};
+    if (vecs == 1) {
+        const int n = panels < 4 ? (int)panels : 4;
+        return (shape){n, MOST_ROWS(n), several[n]};
     }
-    if (rows == 1 && panels >= 2 && vecs == 4) return (shape){2, 1, one_2x4};
-    return (shape){1, MOST_ROWS(vecs), vecs == 4 ? tile_1x4 : vecs == 3 ? tile_1x3 : tile_1x2};
+    if (rows == 1 && panels >= 2) {
+        /* An LSTM's last four go two at a time: where they are all, half of them is then still in L1 at the next step. */
+        if (panels >= 4 && (vecs < 4 || (panels > 4 && ACCUMULATORS >= 16))) return (shape){4, 1, four[vecs]};
+        return (shape){2, 1, two[vecs]};
+    }
+    return (shape){1, MOST_ROWS(vecs), single[vecs]};
 }
 
 /* The rows of the next tile: `left` rows go into the fewest tiles, of nearly the same height. */
