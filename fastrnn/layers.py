@@ -584,8 +584,7 @@ class Stream:
 
         Raises ShapeError and DtypeError, and then leaves the state as it was.
         """
-        # carray: C-contiguous, aligned and native (and writable, which costs a read-only array the longer way).
-        if type(x) is np.ndarray and x.shape == self._shape and x.dtype is self._dtype and x.flags.carray:
+        if type(x) is np.ndarray and x.shape == self._shape and x.dtype is self._dtype:
             return self._stepper(x)
         x = as_array(x, self._dtype, "x")
         if x.shape == self._shape:
@@ -643,7 +642,7 @@ class Stream:
 
 
 class _Stepper:
-    """`make_stepper` of a backend that has none: a forward of one step."""
+    """`make_stepper` of a backend that has none: a forward of one step. x may lie in memory in any way."""
 
     def __init__(self, backend: ModuleType, layer: Layer, batch: int) -> None:
         stack = layer.stack
@@ -654,6 +653,7 @@ class _Stepper:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         cell = self.layer.cell
         state = (self.h, self.c) if cell.has_c else self.h
-        y, state, _ = self.backend.forward(cell, self.layer.block, x[None], state, None, False)
+        x = np.require(x[None], None, ["C_CONTIGUOUS", "ALIGNED"])
+        y, state, _ = self.backend.forward(cell, self.layer.block, x, state, None, False)
         self.h, self.c = state if cell.has_c else (state, None)
         return y[0]

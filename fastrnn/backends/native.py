@@ -33,6 +33,7 @@ except ImportError as error:
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_ch")
 ALIGNMENT = 128  # of a tape, in bytes
 RESULT_BYTES = 8192  # of a stream's results made at once, which live as long as one of them is held
+COPIED_BYTES = 8192  # of a step's input, which to copy takes less than to ask NumPy where it is
 
 ERRORS: dict[str, type[Exception]] = {
     "FRNN_ERROR_MEMORY": OutOfMemoryError,
@@ -376,6 +377,7 @@ class Stepper:
         stack = engine.stack
         self.params, self.version, self.dtype = params, params.version, dtype
         self.shape = batch_size, stack.output_size
+        self.copies = batch_size * stack.input_size * dtype.itemsize <= COPIED_BYTES
         self.plan = engine.new_plan()
         self.h = np.zeros((stack.num_layers, batch_size, stack.output_size), dtype)
         self.c = np.zeros((stack.num_layers, batch_size, stack.hidden_size), dtype) if cell.has_c else None
@@ -387,11 +389,13 @@ class Stepper:
         self.results: Iterator[tuple[np.ndarray, Any, int]] = iter(())
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
+        """x [B, I] of the layer's dtype, however it lies in memory, to y [B, P]."""
         if self.params.version != self.version:
             self.engine.pack(False)
             self.version = self.params.version
         y, block, index = next(self.results, None) or self._more_results()
-        code = c.frnn_step(self.plan, self.call, ffi.from_buffer(x), block, index)
+        given = x.tobytes() if self.copies else ffi.from_buffer(np.require(x, None, ["C_CONTIGUOUS", "ALIGNED"]))
+        code = c.frnn_step(self.plan, self.call, given, block, index)
         if code:
             _check(code, "a step of {}", self.engine.stack)
         return y
