@@ -15,20 +15,25 @@
 enum { ALIGNMENT = 128 }; /* bytes, at least a cache line and a vector */
 
 /* The cost model: bench/costs.py measures what can be measured by itself. Only ratios matter, and only near the points
- * where one way of sharing overtakes another; where alone and together are close, calls are timed both ways. */
-static const double FLOPS_PER_NS = 150;     /* of float32 FMAs, one thread */
-static const double L2_BYTES_PER_NS = 120;  /* read, one thread */
-static const double L3_BYTES_PER_NS = 60;   /* read, each of several threads */
-static const double GATE_NS = 4;            /* a vector of units' gate: its activation and what goes with it */
-static const double STEP_NS = 50;           /* what a step costs beside */
-static const double BARRIER_NS = 250;       /* a barrier of running threads */
-static const double TEAM_NS = 2000;         /* setting a waiting team to work, and waiting for its last */
-static const double WAKE_NS = 30000;        /* and a sleeping one */
-static const double SURE = 0.6;             /* the team's part of the time alone from which on there is no doubt, */
-static const double SMALL_NS = 500000;      /* but for calls as short as that */
-static const double PACK_BYTES_PER_NS = 15; /* packed, one thread */
-static const double TILE_HEIGHT = 6;        /* rows that one reading of the weights serves */
-static const double WAVE_L2 = 0.6;          /* the part of L2 for a layer's recurrent weights where its input's pass every few steps */
+ * where one way of sharing overtakes another; where alone and together are close, calls are timed both ways. What differs
+ * most between processors is given for those with vectors of 64 bytes (measured on a Zen 5) and for others (on a Zen 1): to
+ * think one slower than it is costs a few trials, to think it faster keeps the team from work that it would halve. */
+static const double FLOPS_PER_NS[] = {150, 40};    /* of float32 FMAs, one thread */
+static const double L2_BYTES_PER_NS[] = {120, 80}; /* read, one thread */
+static const double PACK_BYTES_PER_NS[] = {15, 3}; /* packed, one thread */
+static const double GATE_NS[] = {4, 20};           /* a vector of units' gate: its activation and what goes with it */
+static const double STEP_NS[] = {50, 90};          /* what a step costs beside */
+static const double L3_BYTES_PER_NS = 60;          /* read, each of several threads */
+static const double BARRIER_NS = 250;              /* a barrier of running threads */
+static const double TEAM_NS = 2000;                /* setting a waiting team to work, and waiting for its last */
+static const double WAKE_NS = 30000;               /* and a sleeping one */
+static const double SURE = 0.6;                    /* the team's part of the time alone from which on there is no doubt, */
+static const double SMALL_NS = 500000;             /* but for calls as short as that */
+static const double TILE_HEIGHT = 6;               /* rows that one reading of the weights serves */
+static const double WAVE_L2 = 0.6; /* the part of L2 for a layer's recurrent weights where its input's pass every few steps */
+
+/* Which of the two. */
+static int narrow(int lanes, int64_t real_size) { return lanes * real_size < 64; }
 
 /* Rows whose input product is made at once: enough to use each weight often, few enough to stay in L2. Where weights push
  * each other out of the last cache, CHUNK_FAR: those of the input then come from memory once for many steps. */
@@ -268,7 +273,7 @@ int frnn_weights_pack(frnn_weights *w, const void *const *params, int backward) 
         if (!p[0] || !p[1] || (s->proj_size && !p[4]) || (s->peephole == FRNN_PEEPHOLE_DIAGONAL && !p[5])) return FRNN_ERROR_NULL;
     }
     frnn_packing job = {.weights = w, .params = params, .backward = backward};
-    const double ns = (double)w->bytes / PACK_BYTES_PER_NS;
+    const double ns = (double)w->bytes / PACK_BYTES_PER_NS[narrow(w->lanes, s->real_size)];
     frnn_team_run(worth_team(ns / 2) ? frnn_get_threads() : 1, w->kernels->pack, &job);
     w->packed = 1;
     w->packed_backward = backward;
@@ -518,12 +523,13 @@ static void connect(frnn_run *run, frnn_plan *plan) {
 /* The time of a step with `rows` rows for a thread that has that part of the units. */
 static double step_ns(const frnn_run *run, double rows, double part, double l2) {
     const frnn_weights *w = run->weights;
+    const int cpu = narrow(w->lanes, w->spec.real_size);
     const double size = w->spec.real_size, reals = (double)(w->h_vecs * w->Hp * w->P) * part, bytes = reals * size;
-    const double compute = 2 * rows * reals * size / (4 * FLOPS_PER_NS);
-    const double near = bytes * (rows < TILE_HEIGHT ? 1 : rows / TILE_HEIGHT) / L2_BYTES_PER_NS;
+    const double compute = 2 * rows * reals * size / (4 * FLOPS_PER_NS[cpu]);
+    const double near = bytes * (rows < TILE_HEIGHT ? 1 : rows / TILE_HEIGHT) / L2_BYTES_PER_NS[cpu];
     const double far = bytes > l2 ? bytes / L3_BYTES_PER_NS : 0;
     const double product = compute > near ? (compute > far ? compute : far) : (near > far ? near : far);
-    return product + rows * part * (double)(w->gates * w->Hp / w->lanes) * GATE_NS + STEP_NS;
+    return product + rows * part * (double)(w->gates * w->Hp / w->lanes) * GATE_NS[cpu] + STEP_NS[cpu];
 }
 
 /* The time of a step for a group of so many threads, and whether they had better share its units than its rows: always
@@ -771,7 +777,7 @@ int frnn_multiply(int real_size, const char *isa, int64_t M, int64_t N, int64_t 
     known_caches(caches);
     frnn_matrices job = {.l2 = caches[1], .M = M, .N = N, .K = K, .a = a, .b = b, .a_row = a_row, .a_column = a_column,
                          .b_row = b_row, .b_column = b_column, .c = c};
-    const double ns = 2 * (double)M * (double)N * (double)K / (FLOPS_PER_NS * 4 / real_size);
+    const double ns = 2 * (double)M * (double)N * (double)K * real_size / (4 * FLOPS_PER_NS[narrow(kernels->lanes, real_size)]);
     const int size = worth_team(ns / 2) ? frnn_get_threads() : 1;
     char *const memory = allocate((size_t)size * kernels->matrix_bytes);
     if (!memory) return FRNN_ERROR_MEMORY;

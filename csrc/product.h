@@ -115,18 +115,22 @@ INLINE int tile_rows(int64_t left, int most) {
 
 /* Packing of units [p0, p1) * LANES: `to` gets their panels [K][vecs][LANES] of src[v][unit * K + k], zero past the last
  * unit, and `back`, where it is not NULL, their rows of the transpose's panels [K / LANES][vecs][depth][LANES]. By squares
- * that are read once for both, some lines of a row after one another: rows may be pages apart. */
-enum { PACK_LINES = 4 };
+ * that are read once for both, some cache lines of a row after one another, since rows may be pages apart; the row's next
+ * ones are then on their way. */
+enum { PACK_AT_ONCE = 4 * CACHE_LINE };
 INLINE void pack_panels(real *to, real *back, const real *const *src, int vecs, int64_t K, int64_t units, int64_t depth,
                         int64_t p0, int64_t p1) {
     for (int64_t unit = p0 * LANES; unit < p1 * LANES; unit += LANES)
-        for (int64_t k0 = 0; k0 < K; k0 += PACK_LINES * LANES)
+        for (int64_t k0 = 0; k0 < K; k0 += PACK_AT_ONCE)
             for (int v = 0; v < vecs; v++)
-                for (int64_t k = k0; k < K && k < k0 + PACK_LINES * LANES; k += LANES) {
+                for (int64_t k = k0; k < K && k < k0 + PACK_AT_ONCE; k += LANES) {
                     const int n = K - k < LANES ? (int)(K - k) : LANES, rows = units - unit < LANES ? (int)(units - unit) : LANES;
                     const real *from = src[v] + unit * K + k;
                     vec square[LANES];
-                    UNROLL for (int j = 0; j < LANES; j++) square[j] = j < rows ? v_load_n(from + j * K, n) : v_zero();
+                    UNROLL for (int j = 0; j < LANES; j++) {
+                        square[j] = j < rows ? v_load_n(from + j * K, n) : v_zero();
+                        __builtin_prefetch(from + j * K + PACK_AT_ONCE);
+                    }
                     for (int j = 0; back && j < LANES && unit + j < depth; j++)
                         v_store(back + ((k / LANES * vecs + v) * depth + unit + j) * LANES, square[j]);
                     v_transpose(square);

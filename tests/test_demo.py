@@ -137,6 +137,15 @@ def test_ctrl_c_ends_the_training_and_keeps_what_was_learnt(text, tmp_path, caps
     assert "Saved to" in out and "What it writes" in out and re.search(r"^numpy +\d", out, re.M)
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C does what it does in a terminal: a shell's background job starts out ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("where", ["show_config", "_print_sample", "_step"])
 def test_ctrl_c_elsewhere_or_twice_ends_the_demo(where, text, capsys, numpy_alone, monkeypatch):
     def interrupted(*_):

@@ -237,8 +237,8 @@ product.h: every tile reads the first one's rows
 + row[m] = a[m];
 
 product.h: packing leaves a square of weights out
-- k < K && k < k0 + PACK_LINES * LANES
-+ k < K && k < k0 + PACK_LINES * LANES - LANES
+- k < K && k < k0 + PACK_AT_ONCE
++ k < K && k < k0 + PACK_AT_ONCE - LANES
 
 product.h: packing leaves a row of the transposes out
 - j < LANES && unit + j < depth
