@@ -55,7 +55,16 @@ TECHNIQUES = (
     technique(
         "tiles as tall as the registers allow",
         "lstm-inference-h256-b32 lstm-training-h256-b32 gru-inference-h128-b128",
-        ("simd.h", "#define VEC_BYTES 64\n#define ACCUMULATORS 24", "#define VEC_BYTES 64\n#define ACCUMULATORS 16"),
+        (
+            "product.h",
+            "(ACCUMULATORS / (vectors) < 8 ? ACCUMULATORS / (vectors) : 8)",
+            "(ACCUMULATORS * 2 / 3 / (vectors) < 8 ? ACCUMULATORS * 2 / 3 / (vectors) : 8)",
+        ),
+    ),
+    technique(
+        "a vector of weights loaded once, however few the rows",
+        "lstm-inference-h64-b8 lstm-inference-h128-b8",
+        ("product.h", "hold = rows > 1 && ", "hold = 0 && "),
     ),
     technique(
         "weights swept up and down",
@@ -96,6 +105,11 @@ TECHNIQUES = (
             "real flat[LANES * LANES]; memcpy(flat, square, sizeof flat);"
             "for (int i = 0; i < LANES * LANES; i++) ((real *)square)[i % LANES * LANES + i / LANES] = flat[i];",
         ),
+    ),
+    technique(
+        "a row's next lines fetched while weights are packed",
+        "lstm-training-h512-b1 rnn-training-h1024-b1",
+        ("product.h", "__builtin_prefetch(from + j * K + PACK_AT_ONCE);", ""),
     ),
     technique(
         "rows from afar fetched ahead",

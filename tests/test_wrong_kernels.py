@@ -205,8 +205,8 @@ sequence.h: outputs' gradients come unmasked
 + if (!lane->dy ||
 
 gradient.h: a row is missing in weight gradients
-- grad_4x1[rows](a, 0, depth,
-+ grad_4x1[rows](a, 0, depth - 1,
+- grad[panels][rows](a, 0, depth,
++ grad[panels][rows](a, 0, depth - 1,
 
 gradient.h: rows that are multiplied in place stand without padding
 - (lines){(real *)mine->from[0] + c0, ld,
