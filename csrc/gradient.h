@@ -238,7 +238,7 @@ static void input_grad(const frnn_run *run, const scratch *mine, int64_t k, real
     const int64_t I = lane->w->I, panels = (I + LANES - 1) / LANES, depth = w->gates * w->Hp, ld = w->planes * w->Hp;
     const int64_t low = n0 + (n1 - n0) * rank / size, high = n0 + (n1 - n0) * (rank + 1) / size;
     const int direct = !reverse && !run->perm && I % LANES == 0; /* a tile may then write to dx itself, row by row */
-    static const real zeros[4 * LANES];
+    static const real zeros[TILE_VECS * LANES];
     for (int64_t p = 0; p < panels;) {
         const shape form = shape_of(1, high - low, panels - p);
         const int64_t width = form.panels * LANES;

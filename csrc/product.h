@@ -72,6 +72,7 @@ TILES(grad_1x1, 1, 1, LANES, apart, LANES)
 TILES(grad_2x1, 2, 1, LANES, apart, LANES)
 TILES(grad_3x1, 3, 1, LANES, apart, LANES)
 TILES(grad_4x1, 4, 1, LANES, apart, LANES)
+TILE(tile_8x1, 1, 8, 1, 1, LANES, apart)
 TILE(tile_2x2, 1, 2, 2, 1, 2 * LANES, apart)
 TILE(tile_2x3, 1, 2, 3, 1, 3 * LANES, apart)
 TILE(tile_2x4, 1, 2, 4, 1, 4 * LANES, apart)
@@ -94,6 +95,8 @@ INLINE shape shape_of(int vecs, int64_t rows, int64_t panels) {
     static const tile_fn two[5][2] = {{0}, {0}, {0, tile_2x2_1}, {0, tile_2x3_1}, {0, tile_2x4_1}};
     static const tile_fn four[5][2] = {{0}, {0}, {0, tile_4x2_1}, {0, tile_4x3_1}, {0, tile_4x4_1}};
     if (vecs == 1) {
+        static const tile_fn eight[2] = {0, tile_8x1_1};
+        if (rows == 1 && panels >= 8 && ACCUMULATORS == 12) return (shape){8, 1, eight};
         const int n = panels < 4 ? (int)panels : 4;
         return (shape){n, MOST_ROWS(n), several[n]};
     }
