@@ -47,6 +47,11 @@ TECHNIQUES = (
         ("plan.c", "run->chunk = B && rows > B ? rows / B : 1;", "run->chunk = 1;"),
     ),
     technique(
+        "a small LSTM's input and state in one product",
+        "lstm-inference-h16-b32 lstm-inference-h64-b32 lstm-training-h64-b8",
+        ("plan.c", "run->stacked = !grads && stackable", "run->stacked = 0 && stackable"),
+    ),
+    technique(
         "several panels at a time for a single row",
         "lstm-inference-h64-b1 gru-inference-h128-b1 lstm-step-h128-b1",
         ("product.h", "const int n = panels < 4 ? (int)panels : 4;", "const int n = panels < 4 || rows == 1 ? 1 : 4;"),

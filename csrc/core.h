@@ -27,8 +27,10 @@ typedef struct frnn_act {
 
 typedef struct frnn_track {
     int64_t I; /* the layer's input size */
-    /* Panels [units / lanes][k][vectors][lanes]: for a vector of units, all their gates at each k. */
+    /* Panels [units / lanes][k][vectors][lanes]: for a vector of units, all their gates at each k. Where a step may take both as
+     * one, W_hh goes on where each panel of W_ih ends. */
     void *wx, *wh;   /* W_ih and W_hh (GRU before: its r and z rows) */
+    int64_t wx_panel, wh_panel; /* reals from one panel to the next */
     void *wn;        /* GRU before: the n rows of W_hh */
     void *wr;        /* projection */
     void *bx, *bq;   /* biases in planes: what joins the input's product; GRU after: b_hn */
@@ -92,6 +94,7 @@ typedef struct frnn_run {
     int64_t most_rows;   /* chunk * B */
     int64_t between;     /* steps that a chunked buffer between layers holds: whole chunks */
     int64_t l2;          /* bytes of a core's own cache */
+    int stacked;         /* whether a step multiplies [x, h] by [W_ih, W_hh]; else the input's product comes first, by chunks */
     int size, groups;    /* threads, and groups of them: 2 for two directions, or each some of the layers */
     int by_panel;        /* how a group shares a step: by panels of units or by rows */
     int64_t layers[FRNN_MAX_GROUPS + 1]; /* one direction: group g runs the layers from layers[g] to layers[g + 1] */

@@ -19,10 +19,18 @@
 /* Rows that a thread points to: of a chunk's input product, or of a weight gradient's operand. */
 INLINE int64_t row_pointers(const frnn_run *run) { return run->grads ? GRAD_ROWS : run->most_rows; }
 
+/* Reals of a row [x, h] of any layer. */
+INLINE int64_t stack_width(const frnn_run *run) {
+    const frnn_weights *w = run->weights;
+    const int64_t above = w->spec.num_layers > 1 ? w->spec.num_directions * w->P : 0;
+    return (w->tracks[0].I > above ? w->tracks[0].I : above) + w->Pp;
+}
+
 static size_t scratch_bytes(const frnn_weights *w, const frnn_run *run) {
     (void)w;
-    const size_t reals = TILE_VECS * LANES + (run->grads ? GRAD_ROWS * (LANES + GRAD_COLUMNS) : 0);
-    return reals * sizeof(real) + 2 * (size_t)row_pointers(run) * sizeof(void *);
+    const int64_t reals = TILE_VECS * LANES + (run->stacked ? run->B * stack_width(run) : 0) +
+                          (run->grads ? GRAD_ROWS * (LANES + GRAD_COLUMNS) : 0);
+    return (size_t)reals * sizeof(real) + 2 * (size_t)row_pointers(run) * sizeof(void *);
 }
 
 static scratch carve(const frnn_run *run, int rank) {
@@ -30,10 +38,8 @@ static scratch carve(const frnn_run *run, int rank) {
     mine.z = run->scratch[rank];
     mine.from = (const real **)(mine.z + LANES * TILE_VECS);
     mine.to = (real **)(mine.from + row_pointers(run));
-    if (run->grads) {
-        mine.left = (real *)(mine.to + row_pointers(run));
-        mine.right = mine.left + GRAD_ROWS * LANES;
-    }
+    mine.stack = mine.left = (real *)(mine.to + row_pointers(run)); /* forward; backward */
+    if (run->grads) mine.right = mine.left + GRAD_ROWS * LANES;
     return mine;
 }
 
@@ -66,10 +72,10 @@ static void pack(void *arg, int rank, int size) {
                 if (t->bq) ((real *)t->bq)[j] = j < H && b_hh ? b_hh[2 * H + j] : 0;
             }
         }
-        pack_panels(t->wx, backward ? t->wxt : NULL, from_x, G, I, H, Hp, h0, h1);
-        pack_panels(t->wh, backward ? t->wht : NULL, from_h, w->h_vecs, P, H, Hp, h0, h1);
-        if (before) pack_panels(t->wn, backward ? t->wnt : NULL, from_h + 2, 1, H, H, Hp, h0, h1);
-        if (hr) pack_panels(t->wr, backward ? t->wrt : NULL, &hr, 1, H, P, P, p0, p1);
+        pack_panels(t->wx, t->wx_panel, backward ? t->wxt : NULL, from_x, G, I, H, Hp, h0, h1);
+        pack_panels(t->wh, t->wh_panel, backward ? t->wht : NULL, from_h, w->h_vecs, P, H, Hp, h0, h1);
+        if (before) pack_panels(t->wn, H * LANES, backward ? t->wnt : NULL, from_h + 2, 1, H, H, Hp, h0, h1);
+        if (hr) pack_panels(t->wr, H * LANES, backward ? t->wrt : NULL, &hr, 1, H, P, P, p0, p1);
     }
 }
 
@@ -98,12 +104,13 @@ static void fetch_step(const step *k, int64_t r, int rows, int64_t p, int panels
     if (dy.row) fetch_rows(dy.row, dy.ld, r, rows, u, units);
 }
 
-/* A product over rows of the batch: from [rows, from_ld] times panels w of `units` outputs, starting from `in`
- * [rows, in_ld] with its vectors `in_plane` apart, or from zero. K is what is summed of the panels' depth. */
+/* A product over rows of the batch: K terms of each of from [rows, from_ld] times panels w of `units` outputs, `panel` reals
+ * apart, starting from `in` [rows, in_ld] with its vectors `in_plane` apart, or from zero. */
 typedef struct product {
     const real *from;
-    int64_t from_ld, K, depth;
+    int64_t from_ld, K;
     const real *w;
+    int64_t panel;
     int vecs;
     int64_t units;
     const real *in;
@@ -116,7 +123,7 @@ static void run_product(const step *k, const share *me, const scratch *mine, con
     static const real zeros[TILE_VECS * LANES];
     int64_t p0, p1;
     share_panels(me, job->units / LANES, &p0, &p1);
-    const int64_t panel = job->depth * job->vecs * LANES, in_ld = job->in ? job->in_ld : 0;
+    const int64_t in_ld = job->in ? job->in_ld : 0;
     /* The rows of the first tile; where a later one's stand, the tile is told by how far behind. */
     const real *const start = job->in ? job->in : zeros, *a[8];
     real *in[8], *out[8];
@@ -133,7 +140,7 @@ static void run_product(const step *k, const share *me, const scratch *mine, con
             const int rows = tile_rows(r1 - r, form.most);
             start_at.at = job->in ? r * in_ld + p * LANES : 0;
             if (job->fetch) fetch_step(k, r, rows, p, form.panels);
-            form.fn[rows](a, r * job->from_ld, job->K, job->w + p * panel, panel, &start_at, &end_at);
+            form.fn[rows](a, r * job->from_ld, job->K, job->w + p * job->panel, job->panel, &start_at, &end_at);
             job->then(k, r, rows, p, form.panels, mine->z);
             r += rows;
         }
@@ -234,7 +241,7 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
         row += (run->taped ? active(run, s) : me->r1 - me->r0) * ld;
     }
     share_panels(me, w->Hp / LANES, &p, &p1);
-    const int64_t panel = I * w->gates * LANES;
+    const int64_t panel = lane->w->wx_panel;
     real *bias[8];
     for (int m = 0; m < 8; m++) bias[m] = lane->w->bx;
     int fetch = !lane->x_chunked && fetch_ahead(run, I, lane->x_ld); /* once: the next panels find these rows near */
@@ -256,7 +263,21 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
     }
 }
 
-/* Steps [from, to) of a chunk, whose input product stands in the gates rows. */
+/* The rows [x, h] of step s, side by side. */
+static void stack_rows(const frnn_run *run, const step *k, real *to, int64_t r0, int64_t r1) {
+    const frnn_lane *lane = k->lane;
+    const int64_t I = lane->w->I, Pp = run->weights->Pp, ld = stack_width(run);
+    const int64_t shift = origin(run, lane->x_chunked, k->s) * run->B, packed = first(run, k->s);
+    for (int64_t r = r0; r < r1; r++) {
+        const int64_t row = lane->x_packed ? packed + r : outer_row(run, k->reverse, k->s, r) - shift;
+        const real *const x = (const real *)lane->x + row * lane->x_ld, *const h = k->h_in + r * Pp;
+        real *const here = to + r * ld;
+        for (int64_t u = 0; u < I; u += LANES) v_store(here + u, v_load_n(x + u, lanes_left(I, u)));
+        for (int64_t u = 0; u < Pp; u += LANES) v_store(here + I + u, v_load(h + u));
+    }
+}
+
+/* Steps [from, to) of a chunk, whose input product stands in the gates rows unless it is made with the steps'. */
 static void forward_steps(const frnn_run *run, const share *me, const scratch *mine, int64_t k, int64_t from, int64_t to) {
     const frnn_weights *w = run->weights;
     const frnn_track *t = run->lanes[k].w;
@@ -264,19 +285,21 @@ static void forward_steps(const frnn_run *run, const share *me, const scratch *m
     const int see_cell = w->spec.peephole == FRNN_PEEPHOLE_CELL;
     step at = step_at(run, me, k, from);
     product gates = {
-        .from_ld = w->Pp, .K = w->P, .depth = w->P, .w = t->wh, .vecs = w->h_vecs, .units = w->Hp, .in_ld = at.ld,
+        .from_ld = w->Pp, .K = w->P, .w = t->wh, .panel = t->wh_panel, .vecs = w->h_vecs, .units = w->Hp, .in_ld = at.ld,
         .in_plane = w->Hp,
         .then = before ? gru_before_forward : gru ? gru_after_forward
                 : w->spec.kind == FRNN_KIND_LSTM ? lstm_forward : rnn_forward,
     };
+    if (run->stacked) gates.from_ld = stack_width(run), gates.K = t->I + w->P, gates.w = t->wx, gates.in_ld = 0;
     for (int64_t s = from; s < to; s++, step_on(&at)) {
         const int64_t r1 = least(me->r1, active(run, s));
-        gates.from = see_cell ? at.c_in : at.h_in;
-        gates.in = at.gates + w->h_plane * w->Hp;
+        if (run->stacked) stack_rows(run, &at, mine->stack, me->r0, r1);
+        gates.from = run->stacked ? mine->stack : see_cell ? at.c_in : at.h_in;
+        gates.in = run->stacked ? t->bx : at.gates + w->h_plane * w->Hp;
         run_product(&at, me, mine, &gates, me->r0, r1);
         if (before) {
             const product candidate = {
-                .from = at.gates + PLANE_Q * w->Hp, .from_ld = at.ld, .K = w->H, .depth = w->H, .w = t->wn, .vecs = 1,
+                .from = at.gates + PLANE_Q * w->Hp, .from_ld = at.ld, .K = w->H, .w = t->wn, .panel = w->H * LANES, .vecs = 1,
                 .units = w->Hp, .in = at.gates + PLANE_N * w->Hp, .in_ld = at.ld, .then = gru_before_forward_n,
             };
             share_wait(me);
@@ -284,7 +307,7 @@ static void forward_steps(const frnn_run *run, const share *me, const scratch *m
         }
         if (at.m) {
             const product projection = {
-                .from = at.m, .from_ld = w->Hp, .K = w->H, .depth = w->H, .w = t->wr, .vecs = 1, .units = w->Pp,
+                .from = at.m, .from_ld = w->Hp, .K = w->H, .w = t->wr, .panel = w->H * LANES, .vecs = 1, .units = w->Pp,
                 .then = project_output,
             };
             share_wait(me);
@@ -307,7 +330,7 @@ static void forward_track(const frnn_run *run, const share *me, const scratch *m
     }
     for (int64_t from = s0; from < s1; from += run->chunk) {
         const int64_t to = least(s1, from + run->chunk);
-        project_input(run, me, mine, k, from, to);
+        if (!run->stacked) project_input(run, me, mine, k, from, to);
         forward_steps(run, me, mine, k, from, to);
     }
     if (s1 == run->T) {
@@ -374,7 +397,7 @@ static void backward_steps(const frnn_run *run, const share *me, const scratch *
     const pointwise then = lane->m ? project_output_grad : before ? gru_before_backward : gru ? gru_after_backward
                            : w->spec.kind == FRNN_KIND_LSTM ? lstm_backward : rnn_backward;
     product job = {
-        .from_ld = ld, .depth = depth, .w = lane->w->wht, .vecs = 1, .units = w->Pp,
+        .from_ld = ld, .w = lane->w->wht, .panel = depth * LANES, .vecs = 1, .units = w->Pp,
         .in = w->spec.peephole == FRNN_PEEPHOLE_CELL ? NULL : lane->carry_h, .in_ld = w->Pp,
     };
     step at = step_at(run, me, k, s1 - 1 > 0 ? s1 - 1 : 0);
@@ -391,7 +414,7 @@ static void backward_steps(const frnn_run *run, const share *me, const scratch *
         run_product(&at, me, mine, &job, going_on > me->r0 ? going_on : me->r0, r1);
         if (s >= 0 && at.m) {
             const product merged = {
-                .from = at.dh, .from_ld = w->Pp, .K = w->P, .depth = w->P, .w = lane->w->wrt, .vecs = 1, .units = w->Hp,
+                .from = at.dh, .from_ld = w->Pp, .K = w->P, .w = lane->w->wrt, .panel = w->P * LANES, .vecs = 1, .units = w->Hp,
                 .then = lstm_backward, .fetch = fetch && w->P >= FETCH_DEPTH,
             };
             share_wait(me);
@@ -399,7 +422,7 @@ static void backward_steps(const frnn_run *run, const share *me, const scratch *
         }
         if (s >= 0 && before) {
             const product through_q = {
-                .from = at.gates + PLANE_N * w->Hp, .from_ld = ld, .K = w->Hp, .depth = w->Hp, .w = lane->w->wnt, .vecs = 1,
+                .from = at.gates + PLANE_N * w->Hp, .from_ld = ld, .K = w->Hp, .w = lane->w->wnt, .panel = w->Hp * LANES, .vecs = 1,
                 .units = w->Hp, .then = gru_before_backward_q,
             };
             share_wait(me);

@@ -39,6 +39,10 @@ static int narrow(int lanes, int64_t real_size) { return lanes * real_size < 64;
  * each other out of the last cache, CHUNK_FAR: those of the input then come from memory once for many steps. */
 enum { CHUNK_BYTES = 192 * 1024, CHUNK_LEAST = 48, CHUNK_MOST = 1024, CHUNK_FAR = 512 };
 
+/* The largest input and state that a step takes side by side, and the fewest rows of a thread: as many as fill a tile, for the
+ * input's product by itself would fill them with the rows of several steps. */
+enum { STACK_MOST = 64, STACK_ROWS = 4 };
+
 /* Whether the team helps calls of one kind, found out by timing both where the model cannot tell: what a barrier costs, and
  * whether the team is awake, changes from machine to machine and from minute to minute. */
 typedef struct trial {
@@ -193,17 +197,27 @@ static void *take_panels(arena *a, const frnn_weights *w, int64_t units, int64_t
     return take(a, padded, multiply(a, (size_t)depth, (size_t)vecs * (size_t)w->spec.real_size));
 }
 
+/* Whether a step may take the input's product with its own: a tile then starts and ends once instead of twice, and no sums go
+ * by way of the gates. An LSTM's layer where that is much of a tile; an RNN's would lose more by rows stacked up for it. */
+static int stackable(const frnn_weights *w) {
+    const frnn_spec *s = &w->spec;
+    return s->kind == FRNN_KIND_LSTM && s->peephole != FRNN_PEEPHOLE_CELL && s->input_size <= STACK_MOST && w->P <= STACK_MOST;
+}
+
 /* The transposes, which only backward reads, come last: a plan that never trains does not touch their pages. */
 static void lay_out_weights(frnn_weights *w, arena *a) {
     const frnn_spec *s = &w->spec;
     const int before = s->kind == FRNN_KIND_GRU && s->reset == FRNN_RESET_BEFORE;
-    const int after = s->kind == FRNN_KIND_GRU && !before;
+    const int after = s->kind == FRNN_KIND_GRU && !before, stacked = stackable(w);
     const int64_t tracks = s->num_layers * s->num_directions;
     for (int64_t k = 0; k < tracks; k++) {
         frnn_track *t = &w->tracks[k];
         t->I = k < s->num_directions ? s->input_size : s->num_directions * w->P;
-        t->wx = take_panels(a, w, w->H, t->I, w->gates);
-        t->wh = take_panels(a, w, w->H, w->P, w->h_vecs);
+        const int64_t x_panel = t->I * w->gates * w->lanes, h_panel = w->P * w->h_vecs * w->lanes;
+        t->wx_panel = stacked ? x_panel + h_panel : x_panel;
+        t->wh_panel = stacked ? x_panel + h_panel : h_panel;
+        t->wx = take_panels(a, w, w->H, stacked ? t->I + w->P : t->I, w->gates);
+        t->wh = !stacked ? take_panels(a, w, w->H, w->P, w->h_vecs) : t->wx ? (char *)t->wx + x_panel * s->real_size : NULL;
         t->wn = before ? take_panels(a, w, w->H, w->H, 1) : NULL;
         t->wr = s->proj_size ? take_panels(a, w, w->P, w->H, 1) : NULL;
         t->bx = take_panels(a, w, w->H, 1, w->gates);
@@ -636,6 +650,7 @@ static int prepare(frnn_plan *plan, const frnn_call *call, const frnn_grads *gra
     run->l2 = (int64_t)plan->l2;
     choose_chunk(run, plan->l3);
     *doubt = share_work(run, plan);
+    run->stacked = !grads && stackable(run->weights) && run->rows >= STACK_ROWS * run->size * run->T;
     run->most_rows = run->chunk * run->B;
     run->between = frnn_layered(run) ? 2 * run->chunk : run->chunk; /* two: one that is written, one that is read */
     arena measure = {0};

@@ -116,13 +116,13 @@ INLINE int tile_rows(int64_t left, int most) {
     return (int)((rows + tiles - 1) / tiles);
 }
 
-/* Packing of units [p0, p1) * LANES: `to` gets their panels [K][vecs][LANES] of src[v][unit * K + k], zero past the last
- * unit, and `back`, where it is not NULL, their rows of the transpose's panels [K / LANES][vecs][depth][LANES]. By squares
+/* Packing of units [p0, p1) * LANES: `to` gets their panels [K][vecs][LANES] of src[v][unit * K + k], `panel` reals apart, zero
+ * past the last unit, and `back`, where it is not NULL, their rows of the transpose's panels [K / LANES][vecs][depth][LANES]. By squares
  * that are read once for both, some cache lines of a row after one another, since rows may be pages apart; the row's next
  * ones are then on their way. */
 enum { PACK_AT_ONCE = 4 * CACHE_LINE };
-INLINE void pack_panels(real *to, real *back, const real *const *src, int vecs, int64_t K, int64_t units, int64_t depth,
-                        int64_t p0, int64_t p1) {
+INLINE void pack_panels(real *to, int64_t panel, real *back, const real *const *src, int vecs, int64_t K, int64_t units,
+                        int64_t depth, int64_t p0, int64_t p1) {
     for (int64_t unit = p0 * LANES; unit < p1 * LANES; unit += LANES)
         for (int64_t k0 = 0; k0 < K; k0 += PACK_AT_ONCE)
             for (int v = 0; v < vecs; v++)
@@ -137,7 +137,7 @@ INLINE void pack_panels(real *to, real *back, const real *const *src, int vecs, 
                     for (int j = 0; back && j < LANES && unit + j < depth; j++)
                         v_store(back + ((k / LANES * vecs + v) * depth + unit + j) * LANES, square[j]);
                     v_transpose(square);
-                    for (int j = 0; j < n; j++) v_store(to + ((unit / LANES * K + k + j) * vecs + v) * LANES, square[j]);
+                    for (int j = 0; j < n; j++) v_store(to + unit / LANES * panel + ((k + j) * vecs + v) * LANES, square[j]);
                 }
 }
 

@@ -75,6 +75,7 @@ enum {
 typedef struct scratch {
     real *z;            /* [TILE_VECS * LANES] */
     real *left, *right; /* [GRAD_ROWS, LANES], [GRAD_ROWS, GRAD_COLUMNS] */
+    real *stack;        /* [B, stack_width()] */
     const real **from;  /* [row_pointers()] */
     real **to;
 } scratch;

@@ -97,7 +97,8 @@ class Shape:
         return "-".join([sizes, *words])
 
 
-# Lanes are 2, 4, 8 and 16: sizes at them, one off them and two vectors off them. Blocks are 6 and 8 rows.
+# Lanes are 2, 4, 8 and 16: sizes at them, one off them and two vectors off them. Blocks are 6 and 8 rows; four rows
+# a thread are enough for an LSTM to take its input with its state.
 SHAPES = (
     Shape(T=5, B=3, I=3, H=5, P=2, L=2, D=2, lengths="ragged", masks=True, cells=True),
     Shape(T=1, B=1, I=1, H=1),
@@ -123,6 +124,7 @@ SHAPES = (
     Shape(T=6, B=5, I=2, H=65, P=64, lengths="ragged"),
     Shape(T=5, B=130, I=3, H=6, P=3, D=2, lengths="ragged", cells=True),
     Shape(T=40, B=3, I=6, H=10, P=5, L=2, D=2, lengths="ragged", added=True),
+    Shape(T=3, B=14, I=5, H=9, P=4, L=2, D=2),
 )
 # More rows than weight gradients take at once: in several chunks of steps, and in one step.
 MANY_ROWS = (

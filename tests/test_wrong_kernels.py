@@ -232,6 +232,14 @@ gradient.h: every panel of the input's gradient stands in the first one's place
 - direct ? n * I + p * LANES
 + direct ? n * I
 
+kernels.h: every row of x comes with the first one's h
+- *const h = k->h_in + r * Pp;
++ *const h = k->h_in;
+
+kernels.h: the reverse direction stacks up x in time order
+- packed + r : outer_row(run, k->reverse, k->s, r) - shift;
++ packed + r : outer_row(run, 0, k->s, r) - shift;
+
 product.h: every tile reads the first one's rows
 - row[m] = a[m] + at;
 + row[m] = a[m];
