@@ -54,7 +54,6 @@ TECHNIQUES = (
     technique(
         "several panels at a time for a single row",
         "lstm-inference-h64-b1 gru-inference-h128-b1 lstm-step-h128-b1",
-        ("product.h", "const int n = panels < 4 ? (int)panels : 4;", "const int n = panels < 4 || rows == 1 ? 1 : 4;"),
         ("product.h", "if (rows == 1 && panels >= 2) {", "if (0) {"),
     ),
     technique(

@@ -1,4 +1,4 @@
-"""What the benchmark found, made readable: `python bench/report.py bench/results/<cpu>.json [--readme]`.
+"""What the benchmark found, made readable: `python bench/report.py bench/results/<machine>.json [--readme]`.
 
 It writes a Markdown report, a page of HTML and a picture beside the results, puts a section into the README, and
 prints a summary. It reads the file that suite.py makes and knows nothing of how it was measured; it needs matplotlib

@@ -2,8 +2,8 @@
 
     python bench/suite.py [--quick] [--resume] [--engines c,torch] [--only lstm-step] [--threads 2,1]
 
-Results are written after every case, bench/results/<cpu>.json, so that an interrupted run loses nothing and --resume
-goes on with it. What is timed and how is in fastrnn/bench/; ceilings in probe.py; the report in report.py.
+Results are written after every case, bench/results/<machine>.json, so that an interrupted run loses nothing and
+--resume goes on with it. What is timed and how is in fastrnn/bench/; ceilings in probe.py; the report in report.py.
 """
 
 from __future__ import annotations
@@ -225,9 +225,9 @@ def _machine() -> dict[str, Any]:
 
 
 def _file_name() -> str:
-    """For example "amd-epyc-9r14-2-cpus"."""
+    """For example "amd-epyc-2-cpus-avx512": a virtual machine's processor may not tell its generation."""
     machine = _machine()
-    return re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {machine['cpus']} cpus".lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {machine['cpus']} cpus {machine['isa']}".lower()).strip("-")
 
 
 def _ceilings(results: dict[str, Any], threads: Iterable[int]) -> Ceilings | None:

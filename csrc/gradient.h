@@ -59,10 +59,10 @@ static void find_rows(const frnn_run *run, int64_t k, operand what, int64_t n, i
     }
 }
 
-/* How many columns of a right operand meet all of the left one before the next do: such that half of L2 holds them. */
+/* How many columns of a right operand meet all of the left one before the next do: whole groups that take about half of L2. */
 INLINE int64_t grad_columns(int64_t l2) {
     const int64_t fit = l2 / 2 / (GRAD_ROWS * (int64_t)sizeof(real));
-    return least((fit + GROUP - 1) / GROUP * GROUP, GRAD_COLUMNS);
+    return fit < GROUP ? GROUP : least((fit + GROUP - 1) / GROUP * GROUP, GRAD_COLUMNS);
 }
 
 /* A product's right operand, [depth, columns]: a tile takes GROUP columns at most, those of line d at at + d * ld. Packed, the

@@ -39,8 +39,8 @@ static int narrow(int lanes, int64_t real_size) { return lanes * real_size < 64;
  * each other out of the last cache, CHUNK_FAR: those of the input then come from memory once for many steps. */
 enum { CHUNK_BYTES = 192 * 1024, CHUNK_LEAST = 48, CHUNK_MOST = 1024, CHUNK_FAR = 512 };
 
-/* The largest input and state that a step takes side by side, and the fewest rows of a thread: as many as fill a tile, for the
- * input's product by itself would fill them with the rows of several steps. */
+/* The most inputs and states that a step takes side by side (of each direction below, in a stack), and the fewest rows that a
+ * thread then has of it: enough to fill tiles, as the input's product by itself would with the rows of several steps. */
 enum { STACK_MOST = 64, STACK_ROWS = 4 };
 
 /* Whether the team helps calls of one kind, found out by timing both where the model cannot tell: what a barrier costs, and
@@ -303,12 +303,18 @@ void frnn_weights_free(frnn_weights *w) {
     free(w);
 }
 
-/* The caches' bytes; where the system does not say, what many machines have. */
-static void known_caches(int64_t out[3]) {
+/* The caches' bytes, looked up once; where the system does not say, what many machines have. */
+static int64_t caches[3];
+static void look_up_caches(void) {
     static const int64_t usual[3] = {32 * 1024, 512 * 1024, 8 * 1024 * 1024};
-    frnn_cpu_caches(out);
+    frnn_cpu_caches(caches);
     for (int i = 0; i < 3; i++)
-        if (out[i] <= 0) out[i] = usual[i];
+        if (caches[i] <= 0) caches[i] = usual[i];
+}
+static const int64_t *known_caches(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, look_up_caches);
+    return caches;
 }
 
 /* ---- plans ----------------------------------------------------------------------------------------------------- */
@@ -319,10 +325,8 @@ int frnn_plan_new(const frnn_weights *weights, frnn_plan **out) {
     if (!plan) return FRNN_ERROR_MEMORY;
     memset(plan, 0, sizeof *plan);
     const int64_t L = weights->spec.num_layers;
-    int64_t caches[3];
-    known_caches(caches);
-    plan->l2 = (double)caches[1];
-    plan->l3 = (double)caches[2];
+    plan->l2 = (double)known_caches()[1];
+    plan->l3 = (double)known_caches()[2];
     plan->weights = weights;
     plan->lanes = calloc((size_t)(L * weights->spec.num_directions), sizeof *plan->lanes);
     plan->between = calloc((size_t)L, sizeof *plan->between);
@@ -456,6 +460,12 @@ static void choose_chunk(frnn_run *run, double l3) {
     const int64_t rows = fits < least ? least : fits > CHUNK_MOST ? CHUNK_MOST : fits;
     run->chunk = B && rows > B ? rows / B : 1;
     if (run->chunk > run->T) run->chunk = run->T ? run->T : 1;
+}
+
+/* How many rows of a mean step a thread has. */
+static int64_t thread_rows(const frnn_run *run) {
+    const int64_t sharers = run->by_panel || run->size < run->groups ? 1 : run->size / run->groups;
+    return run->T ? run->rows / run->T / sharers : 0;
 }
 
 /* All buffers of a run, in the workspace and on the caller's tape. */
@@ -650,7 +660,7 @@ static int prepare(frnn_plan *plan, const frnn_call *call, const frnn_grads *gra
     run->l2 = (int64_t)plan->l2;
     choose_chunk(run, plan->l3);
     *doubt = share_work(run, plan);
-    run->stacked = !grads && stackable(run->weights) && run->rows >= STACK_ROWS * run->size * run->T;
+    run->stacked = !grads && stackable(run->weights) && thread_rows(run) >= STACK_ROWS;
     run->most_rows = run->chunk * run->B;
     run->between = frnn_layered(run) ? 2 * run->chunk : run->chunk; /* two: one that is written, one that is read */
     arena measure = {0};
@@ -788,9 +798,7 @@ int frnn_multiply(int real_size, const char *isa, int64_t M, int64_t N, int64_t 
     const int code = find_kernels(real_size, isa, &kernels);
     if (code || M == 0 || N == 0 || K == 0) return code;
     if (!a || !b || !c) return FRNN_ERROR_NULL;
-    int64_t caches[3];
-    known_caches(caches);
-    frnn_matrices job = {.l2 = caches[1], .M = M, .N = N, .K = K, .a = a, .b = b, .a_row = a_row, .a_column = a_column,
+    frnn_matrices job = {.l2 = known_caches()[1], .M = M, .N = N, .K = K, .a = a, .b = b, .a_row = a_row, .a_column = a_column,
                          .b_row = b_row, .b_column = b_column, .c = c};
     const double ns = 2 * (double)M * (double)N * (double)K * real_size / (4 * FLOPS_PER_NS[narrow(kernels->lanes, real_size)]);
     const int size = worth_team(ns / 2) ? frnn_get_threads() : 1;

@@ -64,7 +64,8 @@ static void fall_behind(const frnn_run *run, int chunks) {
 /* A vector of units in a row of n reals: how many lanes are real. */
 INLINE int lanes_left(int64_t n, int64_t u) { return n - u < LANES ? (int)(n - u) : LANES; }
 
-/* A thread's scratch memory: row pointers of a chunk, a tile's outcome, and operands packed for weight gradients. */
+/* A thread's scratch memory: a tile's outcome, row pointers of a chunk, rows stacked for a step, and operands packed for weight
+ * gradients. */
 enum {
     GRAD_ROWS = 512,
     GRAD_VECS = ACCUMULATORS == 12 ? 3 : 4, /* of a tile's columns: then its most rows go into LANES, or nearly */

@@ -83,13 +83,10 @@ INLINE void v_store_n(real *p, vec a, int n) {
     else memcpy(p, &a, (size_t)n * sizeof(real));
 }
 
-/* n reals are on their way to a cache, to be read; or to be added to. */
+/* Ask for n reals, which are then on their way to a cache. */
 enum { CACHE_LINE = 64 / (int)sizeof(real) };
 INLINE void fetch(const real *p, int64_t n) {
     for (int64_t i = 0; i < n; i += CACHE_LINE) __builtin_prefetch(p + i);
-}
-INLINE void fetch_to_write(const real *p, int64_t n) {
-    for (int64_t i = 0; i < n; i += CACHE_LINE) __builtin_prefetch(p + i, 1);
 }
 
 /* a * b + c and c - a * b, rounded once wherever the machine can; min and max that return b where it is NaN. */
@@ -116,7 +113,7 @@ INLINE vec v_max(vec a, vec b) { return v_pick(a > b, a, b); }
 
 INLINE vec v_zero(void) { return (vec){0}; }
 
-/* The same vector, in a register: one that is used two or three times GCC would load each time. */
+/* The same vector, in a register: one that is used a few times only GCC would load each time. */
 INLINE vec v_hold(vec a) {
 #if defined(FRNN_ISA_AVX512) || defined(FRNN_ISA_AVX2)
     __asm__("" : "+v"(a));

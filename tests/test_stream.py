@@ -150,10 +150,11 @@ def test_a_stream_evaluates():
     assert np.array_equal(stream.step(x), y) and not layer._calls
 
 
+@pytest.mark.parametrize("size", [4, 1000])  # which C is handed as a copy, and in place
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_odd_inputs(backend):
-    layer = fastrnn.GRU(4, 5, seed=0, backend=backend)
-    x = normal(3, 4)
+def test_odd_inputs(backend, size):
+    layer = fastrnn.GRU(size, 5, seed=0, backend=backend)
+    x = normal(3, size)
     expected = layer.stream(3).step(x)
     locked = x.copy()
     locked.flags.writeable = False
