@@ -143,14 +143,18 @@ static int worth_team(double saved_ns) { return saved_ns > (frnn_team_awake() ? 
 /* Calls in a row that try the team, which may have to be woken: under 1 % of all, for the 99th percentile not to show it.
  * Then so many alone that its threads fall asleep meanwhile: where two processors are one core, they slow their caller. */
 enum { TRIAL_TEAM = 4, TRIAL_ALONE = 16, TRIAL_CALLS = TRIAL_TEAM + TRIAL_ALONE, TRIAL_PERIOD = 512 };
+/* At first more often: the very first trial finds caches cold and threads asleep. */
+enum { TRIAL_EARLY = 64 };
+static int is_early(unsigned call) { return call < TRIAL_PERIOD / 2; }
+static unsigned trial_place(unsigned call) { return call % (is_early(call) ? TRIAL_EARLY : TRIAL_PERIOD); }
 
 /* Whether the next call of this kind is the team's: as was better, but for some calls in a row that try both ways. */
 static int choose_by_trial(trial *t, int64_t key) {
     if (t->key != key) *t = (trial){.key = key};
-    const unsigned n = t->calls++ % TRIAL_PERIOD;
+    const unsigned call = t->calls++, n = trial_place(call);
     if (n >= TRIAL_CALLS) return t->team;
     const int team = n < TRIAL_TEAM;
-    if (n == 0 || n == TRIAL_TEAM) t->ns[team] = 0; /* forget what it was long ago */
+    if (!is_early(call) && (n == 0 || n == TRIAL_TEAM)) t->ns[team] = 0; /* forget what it was long ago */
     return team;
 }
 
@@ -158,7 +162,7 @@ static void note_trial(trial *t, int team, double ns) {
     double *const known = &t->ns[team];
     if (*known == 0 || ns < *known) *known = ns;
     else *known += (ns - *known) / 32;
-    if (t->ns[0] > 0 && t->ns[1] > 0 && t->calls % TRIAL_PERIOD >= TRIAL_CALLS) t->team = t->ns[1] < t->ns[0];
+    if (t->ns[0] > 0 && t->ns[1] > 0 && trial_place(t->calls) >= TRIAL_CALLS) t->team = t->ns[1] < t->ns[0];
 }
 
 /* ---- weights --------------------------------------------------------------------------------------------------- */
