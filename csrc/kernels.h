@@ -130,17 +130,22 @@ static void run_product(const step *k, const share *me, const scratch *mine, con
     for (int m = 0; m < 8 && m < r1 - r0; m++) a[m] = job->from + m * job->from_ld, in[m] = (real *)start + m * in_ld;
     /* Weights that outgrow a cache are swept up on one step and down on the next: what was read last is still there. */
     const int down = (int)(k->s & 1);
+    const int far = (p1 - p0) * job->panel * (int64_t)sizeof(real) > NEAR_L2 * k->run->l2;
     for (int64_t left = r0 < r1 ? p1 - p0 : 0; left > 0;) {
         const shape form = shape_of(job->vecs, r1 - r0, left);
         const int64_t p = down ? p0 + left - form.panels : p1 - left, width = form.panels * job->vecs * LANES;
         for (int m = 0; m < form.most && m < r1 - r0; m++) out[m] = mine->z + m * width;
         edge start_at = {in, 0, job->in ? job->in_plane : 0};
         const edge end_at = {out, 0, form.panels * LANES};
+        const int64_t then = down ? (p - form.panels > p0 ? p - form.panels : p0) : p + form.panels;
+        const int asks = far && left > form.panels && r1 - r0 > form.most;
+        ahead next = ask_for(job->w + then * job->panel, form.panels * job->vecs, job->K, r1 - r0, form.most);
         for (int64_t r = r0; r < r1;) {
             const int rows = tile_rows(r1 - r, form.most);
             start_at.at = job->in ? r * in_ld + p * LANES : 0;
             if (job->fetch) fetch_step(k, r, rows, p, form.panels);
-            form.fn[rows](a, r * job->from_ld, job->K, job->w + p * job->panel, job->panel, &start_at, &end_at);
+            form.fn[rows](a, r * job->from_ld, job->K, job->w + p * job->panel, job->panel, &start_at, &end_at, asks ? &next : NULL);
+            next.at += job->K * next.pace;
             job->then(k, r, rows, p, form.panels, mine->z);
             r += rows;
         }
@@ -251,7 +256,7 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
             const int height = tile_rows(rows - n, form.most);
             const edge start_at = {bias, p * LANES, w->Hp}, end_at = {mine->to + n, p * LANES, w->Hp};
             for (int64_t m = n + height; fetch && m < least(rows, n + 2 * height); m++) fetch_rows(mine->from[m], 0, 0, 1, 0, I);
-            form.fn[height](mine->from + n, 0, I, (const real *)lane->w->wx + p * panel, panel, &start_at, &end_at);
+            form.fn[height](mine->from + n, 0, I, (const real *)lane->w->wx + p * panel, panel, &start_at, &end_at, NULL);
             n += height;
         }
         if (lane->w->bq && (run->taped || s0 == 0 || w->spec.num_layers > 1)) /* what q starts from, unless it still stands there */

@@ -17,11 +17,42 @@ typedef struct edge {
     int64_t at, plane;
 } edge;
 
-/* out[m][q][v] = in[m][q][v] + sum_k a[m][at + k * step] w[q][k][v], where the vectors v of one k stand side by side, those of
- * the next k `line` reals behind, those of the next q `panel`. */
-INLINE void tile(const int rows, const int panels, const int vecs, const int64_t step, const real *const *a, int64_t at,
-                 int64_t K, const real *w, int64_t line, int64_t panel, const edge *in, const edge *out) {
+/* What the tiles of one panel ask for while they sum, for those of the next to find it in L2: at each term a line at `at`, and
+ * others `apart` bytes behind each other, then those `pace` bytes further on. */
+typedef struct ahead {
+    const char *at;
+    int64_t pace, apart;
+} ahead;
+
+/* How many lines a term asks for: so many that two tiles get through a panel like their own. */
+INLINE int lines_asked(int vectors) { return (vectors * VEC_BYTES + 127) / 128; }
+
+/* Rows of a tile in its loop over k, `asking` or not: a loop for each, since an empty request has its price too. */
+INLINE void add_terms(const int rows, const int panels, const int vecs, const int asking, const int64_t step, const real *const *row,
+                      int64_t K, const real *w, int64_t line, int64_t panel, const ahead *next, vec *sum) {
     const int loaded = panels * vecs, hold = rows > 1 && rows * loaded + loaded < REGISTERS;
+    const char *ask = asking ? next->at : NULL;
+    for (int64_t k = 0; k < K; k++, w += line) {
+        vec f[16];
+        UNROLL for (int q = 0; q < panels; q++)
+            UNROLL for (int v = 0; v < vecs; v++) f[q * vecs + v] = v_load(w + q * panel + v * LANES);
+        UNROLL for (int j = 0; hold && j < loaded; j++) f[j] = v_hold(f[j]);
+        if (asking) {
+            UNROLL for (int i = 0; i < lines_asked(loaded); i++) __builtin_prefetch(ask + i * next->apart, 0, 2);
+            ask += next->pace;
+        }
+        UNROLL for (int m = 0; m < rows; m++) {
+            const vec b = v_set1(row[m][k * step]);
+            UNROLL for (int j = 0; j < loaded; j++) sum[m * loaded + j] = v_fma(b, f[j], sum[m * loaded + j]);
+        }
+    }
+}
+
+/* out[m][q][v] = in[m][q][v] + sum_k a[m][at + k * step] w[q][k][v], where the vectors v of one k stand side by side, those of
+ * the next k `line` reals behind, those of the next q `panel`. next: NULL where there is nothing to ask for. */
+INLINE void tile(const int rows, const int panels, const int vecs, const int64_t step, const real *const *a, int64_t at,
+                 int64_t K, const real *w, int64_t line, int64_t panel, const edge *in, const edge *out, const ahead *next) {
+    const int loaded = panels * vecs;
     vec sum[32];
     const real *row[8];
     UNROLL for (int m = 0; m < rows; m++) {
@@ -30,16 +61,8 @@ INLINE void tile(const int rows, const int panels, const int vecs, const int64_t
             UNROLL for (int v = 0; v < vecs; v++)
                 sum[m * loaded + q * vecs + v] = v_load(in->row[m] + in->at + v * in->plane + q * LANES);
     }
-    for (int64_t k = 0; k < K; k++, w += line) {
-        vec f[16];
-        UNROLL for (int q = 0; q < panels; q++)
-            UNROLL for (int v = 0; v < vecs; v++) f[q * vecs + v] = v_load(w + q * panel + v * LANES);
-        UNROLL for (int j = 0; hold && j < loaded; j++) f[j] = v_hold(f[j]);
-        UNROLL for (int m = 0; m < rows; m++) {
-            const vec b = v_set1(row[m][k * step]);
-            UNROLL for (int j = 0; j < loaded; j++) sum[m * loaded + j] = v_fma(b, f[j], sum[m * loaded + j]);
-        }
-    }
+    if (rows > 1 && next) add_terms(rows, panels, vecs, 1, step, row, K, w, line, panel, next, sum);
+    else add_terms(rows, panels, vecs, 0, step, row, K, w, line, panel, next, sum);
     UNROLL for (int m = 0; m < rows; m++)
         UNROLL for (int q = 0; q < panels; q++)
             UNROLL for (int v = 0; v < vecs; v++)
@@ -47,14 +70,15 @@ INLINE void tile(const int rows, const int panels, const int vecs, const int64_t
 }
 
 /* apart: from one panel to the next; for weight gradients, whose panels stand side by side, from one line to the next. */
-typedef void (*tile_fn)(const real *const *a, int64_t at, int64_t K, const real *w, int64_t apart, const edge *in, const edge *out);
+typedef void (*tile_fn)(const real *const *a, int64_t at, int64_t K, const real *w, int64_t apart, const edge *in, const edge *out,
+                        const ahead *next);
 
 /* One function for each number of rows; those whose sums would not fit the registers are empty, and never asked for. */
 #define TILE(name, rows, panels, vecs, step, line, panel)                                                      \
     static void name##_##rows(const real *const *a, int64_t at, int64_t K, const real *w, int64_t apart, const edge *in, \
-                              const edge *out) {                                                               \
+                              const edge *out, const ahead *next) {                                            \
         if ((rows) * (panels) * (vecs) <= ACCUMULATORS || (rows) == 1)                                         \
-            tile(rows, panels, vecs, step, a, at, K, w, line, panel, in, out);                                 \
+            tile(rows, panels, vecs, step, a, at, K, w, line, panel, in, out, next);                           \
     }
 #define TILES(name, ...)                                                                                       \
     TILE(name, 1, __VA_ARGS__) TILE(name, 2, __VA_ARGS__) TILE(name, 3, __VA_ARGS__) TILE(name, 4, __VA_ARGS__) \
@@ -114,6 +138,12 @@ INLINE int tile_rows(int64_t left, int most) {
     if (left >= 4 * most) return most; /* the last few share what is then left */
     const unsigned rows = (unsigned)left, tiles = (rows + (unsigned)most - 1) / (unsigned)most;
     return (int)((rows + tiles - 1) / tiles);
+}
+
+/* How tiles of so many vectors that go over `rows` rows ask for panels like theirs, of K terms, at w. */
+INLINE ahead ask_for(const real *w, int vectors, int64_t K, int64_t rows, int most) {
+    const int64_t tiles = (rows + most - 1) / most, lines = lines_asked(vectors);
+    return (ahead){(const char *)w, vectors * VEC_BYTES / lines / tiles, K * vectors * VEC_BYTES / lines};
 }
 
 /* Packing of units [p0, p1) * LANES: `to` gets their panels [K][vecs][LANES] of src[v][unit * K + k], `panel` reals apart, zero

@@ -70,7 +70,7 @@ enum {
     GRAD_ROWS = 512,
     GRAD_VECS = ACCUMULATORS == 12 ? 3 : 4, /* of a tile's columns: then its most rows go into LANES, or nearly */
     GROUP = GRAD_VECS * LANES,
-    GRAD_COLUMNS = (256 + GROUP - 1) / GROUP * GROUP,
+    GRAD_COLUMNS = (16384 / VEC_BYTES + GROUP - 1) / GROUP * GROUP,
     TILE_VECS = 32
 };
 typedef struct scratch {
