@@ -98,7 +98,7 @@ static void add_tile(const scratch *mine, const real *left, lines right, int64_t
         for (int q = 0; q < panels; q++) __builtin_prefetch(out + (m + rows) * out_ld + q * LANES, 1);
     static const tile_fn *const grad[5] = {NULL, grad_1x1, grad_2x1, grad_3x1, grad_4x1};
     const edge e = {to, 0, 0};
-    grad[panels][rows](a, 0, depth, right.at, right.ld, &e, &e, NULL);
+    grad[panels][rows](a, 0, depth, right.at, right.ld, &e, &e);
     if (!whole)
         for (int m = 0; m < rows; m++)
             for (int q = 0; q < panels; q++)
@@ -253,7 +253,7 @@ static void input_grad(const frnn_run *run, const scratch *mine, int64_t k, real
         for (int64_t n = low; n < high;) {
             const int rows = tile_rows(high - n, form.most);
             const edge end_at = {out, direct ? n * I + p * LANES : 0, 0};
-            form.fn[rows](a, n * ld, depth, (const real *)lane->w->wxt + p * depth * LANES, depth * LANES, &start_at, &end_at, NULL);
+            form.fn[rows](a, n * ld, depth, (const real *)lane->w->wxt + p * depth * LANES, depth * LANES, &start_at, &end_at);
             n += rows;
             for (int m = 0; m < rows && !direct; m++) {
                 real *to = dx + outer_row(run, reverse, at.s, at.r) * I + p * LANES;

@@ -137,14 +137,18 @@ static void run_product(const step *k, const share *me, const scratch *mine, con
         for (int m = 0; m < form.most && m < r1 - r0; m++) out[m] = mine->z + m * width;
         edge start_at = {in, 0, job->in ? job->in_plane : 0};
         const edge end_at = {out, 0, form.panels * LANES};
-        const int64_t then = down ? (p - form.panels > p0 ? p - form.panels : p0) : p + form.panels;
-        const int asks = far && left > form.panels && r1 - r0 > form.most;
-        ahead next = ask_for(job->w + then * job->panel, form.panels * job->vecs, job->K, r1 - r0, form.most);
+        const tile_fn *fn = form.fn;
+        ahead next = {0};
+        if (far && form.asking && left > form.panels && r1 - r0 > form.most) {
+            const int64_t after = down ? (p - form.panels > p0 ? p - form.panels : p0) : p + form.panels;
+            next = ask_for(job->w + after * job->panel, form.panels * job->vecs, job->K, r1 - r0, form.most);
+            start_at.next = &next, fn = form.asking;
+        }
         for (int64_t r = r0; r < r1;) {
             const int rows = tile_rows(r1 - r, form.most);
             start_at.at = job->in ? r * in_ld + p * LANES : 0;
             if (job->fetch) fetch_step(k, r, rows, p, form.panels);
-            form.fn[rows](a, r * job->from_ld, job->K, job->w + p * job->panel, job->panel, &start_at, &end_at, asks ? &next : NULL);
+            fn[rows](a, r * job->from_ld, job->K, job->w + p * job->panel, job->panel, &start_at, &end_at);
             next.at += job->K * next.pace;
             job->then(k, r, rows, p, form.panels, mine->z);
             r += rows;
@@ -256,7 +260,7 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
             const int height = tile_rows(rows - n, form.most);
             const edge start_at = {bias, p * LANES, w->Hp}, end_at = {mine->to + n, p * LANES, w->Hp};
             for (int64_t m = n + height; fetch && m < least(rows, n + 2 * height); m++) fetch_rows(mine->from[m], 0, 0, 1, 0, I);
-            form.fn[height](mine->from + n, 0, I, (const real *)lane->w->wx + p * panel, panel, &start_at, &end_at, NULL);
+            form.fn[height](mine->from + n, 0, I, (const real *)lane->w->wx + p * panel, panel, &start_at, &end_at);
             n += height;
         }
         if (lane->w->bq && (run->taped || s0 == 0 || w->spec.num_layers > 1)) /* what q starts from, unless it still stands there */

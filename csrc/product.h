@@ -11,14 +11,8 @@
 
 #include "simd.h"
 
-/* Rows of a tile's start or end: vector v of panel q of row m stands at row[m] + at + v * plane + q * LANES. */
-typedef struct edge {
-    real *const *row;
-    int64_t at, plane;
-} edge;
-
-/* What the tiles of one panel ask for while they sum, for those of the next to find it in L2: at each term a line at `at`, and
- * others `apart` bytes behind each other, then those `pace` bytes further on. */
+/* What the tiles of a panel ask for while they sum, for those of the next panel to find it in L2: at each term a line at `at`,
+ * and others `apart` bytes behind each other, then those `pace` bytes further on. */
 typedef struct ahead {
     const char *at;
     int64_t pace, apart;
@@ -27,42 +21,41 @@ typedef struct ahead {
 /* How many lines a term asks for: so many that two tiles get through a panel like their own. */
 INLINE int lines_asked(int vectors) { return (vectors * VEC_BYTES + 127) / 128; }
 
-/* Rows of a tile in its loop over k, `asking` or not: a loop for each, since an empty request has its price too. */
-INLINE void add_terms(const int rows, const int panels, const int vecs, const int asking, const int64_t step, const real *const *row,
-                      int64_t K, const real *w, int64_t line, int64_t panel, const ahead *next, vec *sum) {
-    const int loaded = panels * vecs, hold = rows > 1 && rows * loaded + loaded < REGISTERS;
-    const char *ask = asking ? next->at : NULL;
-    for (int64_t k = 0; k < K; k++, w += line) {
-        vec f[16];
-        UNROLL for (int q = 0; q < panels; q++)
-            UNROLL for (int v = 0; v < vecs; v++) f[q * vecs + v] = v_load(w + q * panel + v * LANES);
-        UNROLL for (int j = 0; hold && j < loaded; j++) f[j] = v_hold(f[j]);
-        if (asking) {
-            UNROLL for (int i = 0; i < lines_asked(loaded); i++) __builtin_prefetch(ask + i * next->apart, 0, 2);
-            ask += next->pace;
-        }
-        UNROLL for (int m = 0; m < rows; m++) {
-            const vec b = v_set1(row[m][k * step]);
-            UNROLL for (int j = 0; j < loaded; j++) sum[m * loaded + j] = v_fma(b, f[j], sum[m * loaded + j]);
-        }
-    }
-}
+/* Rows of a tile's start or end: vector v of panel q of row m stands at row[m] + at + v * plane + q * LANES. */
+typedef struct edge {
+    real *const *row;
+    int64_t at, plane;
+    const ahead *next; /* of a start: what to ask for, where tiles do */
+} edge;
 
 /* out[m][q][v] = in[m][q][v] + sum_k a[m][at + k * step] w[q][k][v], where the vectors v of one k stand side by side, those of
- * the next k `line` reals behind, those of the next q `panel`. next: NULL where there is nothing to ask for. */
-INLINE void tile(const int rows, const int panels, const int vecs, const int64_t step, const real *const *a, int64_t at,
-                 int64_t K, const real *w, int64_t line, int64_t panel, const edge *in, const edge *out, const ahead *next) {
-    const int loaded = panels * vecs;
+ * the next k `line` reals behind, those of the next q `panel`. asking: whether it does. */
+INLINE void tile(const int rows, const int asking, const int panels, const int vecs, const int64_t step, const real *const *a,
+                 int64_t at, int64_t K, const real *w, int64_t line, int64_t panel, const edge *in, const edge *out) {
+    const int loaded = panels * vecs, hold = rows > 1 && rows * loaded + loaded < REGISTERS;
     vec sum[32];
     const real *row[8];
+    const char *ask = asking ? in->next->at : NULL;
     UNROLL for (int m = 0; m < rows; m++) {
         row[m] = a[m] + at;
         UNROLL for (int q = 0; q < panels; q++)
             UNROLL for (int v = 0; v < vecs; v++)
                 sum[m * loaded + q * vecs + v] = v_load(in->row[m] + in->at + v * in->plane + q * LANES);
     }
-    if (rows > 1 && next) add_terms(rows, panels, vecs, 1, step, row, K, w, line, panel, next, sum);
-    else add_terms(rows, panels, vecs, 0, step, row, K, w, line, panel, next, sum);
+    for (int64_t k = 0; k < K; k++, w += line) {
+        vec f[16];
+        UNROLL for (int q = 0; q < panels; q++)
+            UNROLL for (int v = 0; v < vecs; v++) f[q * vecs + v] = v_load(w + q * panel + v * LANES);
+        UNROLL for (int j = 0; hold && j < loaded; j++) f[j] = v_hold(f[j]);
+        if (asking) {
+            UNROLL for (int i = 0; i < lines_asked(loaded); i++) __builtin_prefetch(ask + i * in->next->apart, 0, 2);
+            ask += in->next->pace;
+        }
+        UNROLL for (int m = 0; m < rows; m++) {
+            const vec b = v_set1(row[m][k * step]);
+            UNROLL for (int j = 0; j < loaded; j++) sum[m * loaded + j] = v_fma(b, f[j], sum[m * loaded + j]);
+        }
+    }
     UNROLL for (int m = 0; m < rows; m++)
         UNROLL for (int q = 0; q < panels; q++)
             UNROLL for (int v = 0; v < vecs; v++)
@@ -70,44 +63,47 @@ INLINE void tile(const int rows, const int panels, const int vecs, const int64_t
 }
 
 /* apart: from one panel to the next; for weight gradients, whose panels stand side by side, from one line to the next. */
-typedef void (*tile_fn)(const real *const *a, int64_t at, int64_t K, const real *w, int64_t apart, const edge *in, const edge *out,
-                        const ahead *next);
+typedef void (*tile_fn)(const real *const *a, int64_t at, int64_t K, const real *w, int64_t apart, const edge *in, const edge *out);
 
 /* One function for each number of rows; those whose sums would not fit the registers are empty, and never asked for. */
-#define TILE(name, rows, panels, vecs, step, line, panel)                                                      \
+#define TILE(name, rows, asking, panels, vecs, step, line, panel)                                              \
     static void name##_##rows(const real *const *a, int64_t at, int64_t K, const real *w, int64_t apart, const edge *in, \
-                              const edge *out, const ahead *next) {                                            \
+                              const edge *out) {                                                               \
         if ((rows) * (panels) * (vecs) <= ACCUMULATORS || (rows) == 1)                                         \
-            tile(rows, panels, vecs, step, a, at, K, w, line, panel, in, out, next);                           \
+            tile(rows, asking, panels, vecs, step, a, at, K, w, line, panel, in, out);                         \
     }
 #define TILES(name, ...)                                                                                       \
     TILE(name, 1, __VA_ARGS__) TILE(name, 2, __VA_ARGS__) TILE(name, 3, __VA_ARGS__) TILE(name, 4, __VA_ARGS__) \
     TILE(name, 5, __VA_ARGS__) TILE(name, 6, __VA_ARGS__) TILE(name, 7, __VA_ARGS__) TILE(name, 8, __VA_ARGS__) \
     static const tile_fn name[9] = {0, name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8};
 
-TILES(tile_1x4, 1, 4, 1, 4 * LANES, apart)
-TILES(tile_1x3, 1, 3, 1, 3 * LANES, apart)
-TILES(tile_1x2, 1, 2, 1, 2 * LANES, apart)
-TILES(tile_1x1, 1, 1, 1, LANES, apart)
-TILES(tile_2x1, 2, 1, 1, LANES, apart)
-TILES(tile_3x1, 3, 1, 1, LANES, apart)
-TILES(tile_4x1, 4, 1, 1, LANES, apart)
-TILES(grad_1x1, 1, 1, LANES, apart, LANES)
-TILES(grad_2x1, 2, 1, LANES, apart, LANES)
-TILES(grad_3x1, 3, 1, LANES, apart, LANES)
-TILES(grad_4x1, 4, 1, LANES, apart, LANES)
-TILE(tile_8x1, 1, 8, 1, 1, LANES, apart)
-TILE(tile_2x2, 1, 2, 2, 1, 2 * LANES, apart)
-TILE(tile_2x3, 1, 2, 3, 1, 3 * LANES, apart)
-TILE(tile_2x4, 1, 2, 4, 1, 4 * LANES, apart)
-TILE(tile_4x4, 1, 4, 4, 1, 4 * LANES, apart)
-TILE(tile_4x3, 1, 4, 3, 1, 3 * LANES, apart)
-TILE(tile_4x2, 1, 4, 2, 1, 2 * LANES, apart)
+TILES(tile_1x4, 0, 1, 4, 1, 4 * LANES, apart)
+TILES(tile_1x3, 0, 1, 3, 1, 3 * LANES, apart)
+TILES(tile_1x2, 0, 1, 2, 1, 2 * LANES, apart)
+TILES(tile_1x1, 0, 1, 1, 1, LANES, apart)
+TILES(tile_2x1, 0, 2, 1, 1, LANES, apart)
+TILES(tile_3x1, 0, 3, 1, 1, LANES, apart)
+TILES(tile_4x1, 0, 4, 1, 1, LANES, apart)
+TILES(asking_1x4, 1, 1, 4, 1, 4 * LANES, apart)
+TILES(asking_1x3, 1, 1, 3, 1, 3 * LANES, apart)
+TILES(asking_4x1, 1, 4, 1, 1, LANES, apart)
+TILES(grad_1x1, 0, 1, 1, LANES, apart, LANES)
+TILES(grad_2x1, 0, 2, 1, LANES, apart, LANES)
+TILES(grad_3x1, 0, 3, 1, LANES, apart, LANES)
+TILES(grad_4x1, 0, 4, 1, LANES, apart, LANES)
+TILE(tile_8x1, 1, 0, 8, 1, 1, LANES, apart)
+TILE(tile_2x2, 1, 0, 2, 2, 1, 2 * LANES, apart)
+TILE(tile_2x3, 1, 0, 2, 3, 1, 3 * LANES, apart)
+TILE(tile_2x4, 1, 0, 2, 4, 1, 4 * LANES, apart)
+TILE(tile_4x4, 1, 0, 4, 4, 1, 4 * LANES, apart)
+TILE(tile_4x3, 1, 0, 4, 3, 1, 3 * LANES, apart)
+TILE(tile_4x2, 1, 0, 4, 2, 1, 2 * LANES, apart)
 
-/* A shape of tile: how many panels at once, the most rows, and the functions for each number of rows. */
+/* A shape of tile: how many panels at once, the most rows, and the functions for each number of rows; the same asking ahead, or
+ * NULL. */
 typedef struct shape {
     int panels, most;
-    const tile_fn *fn;
+    const tile_fn *fn, *asking;
 } shape;
 
 #define MOST_ROWS(vectors) (ACCUMULATORS / (vectors) < 8 ? ACCUMULATORS / (vectors) : 8)
@@ -115,21 +111,22 @@ typedef struct shape {
 /* The shape for `rows` rows and `panels` panels of `vecs` vectors. */
 INLINE shape shape_of(int vecs, int64_t rows, int64_t panels) {
     static const tile_fn *const single[5] = {NULL, tile_1x1, tile_1x2, tile_1x3, tile_1x4};
+    static const tile_fn *const asking[5] = {NULL, NULL, NULL, asking_1x3, asking_1x4};
     static const tile_fn *const several[5] = {NULL, tile_1x1, tile_2x1, tile_3x1, tile_4x1};
     static const tile_fn two[5][2] = {{0}, {0}, {0, tile_2x2_1}, {0, tile_2x3_1}, {0, tile_2x4_1}};
     static const tile_fn four[5][2] = {{0}, {0}, {0, tile_4x2_1}, {0, tile_4x3_1}, {0, tile_4x4_1}};
     if (vecs == 1) {
         static const tile_fn eight[2] = {0, tile_8x1_1};
-        if (rows == 1 && panels >= 8 && ACCUMULATORS == 12) return (shape){8, 1, eight};
+        if (rows == 1 && panels >= 8 && ACCUMULATORS == 12) return (shape){8, 1, eight, NULL};
         const int n = panels < 4 ? (int)panels : 4;
-        return (shape){n, MOST_ROWS(n), several[n]};
+        return (shape){n, MOST_ROWS(n), several[n], n == 4 ? asking_4x1 : NULL};
     }
     if (rows == 1 && panels >= 2) {
         /* An LSTM's last four go two at a time: where they are all, half of them is then still in L1 at the next step. */
-        if (panels >= 4 && (vecs < 4 || (panels > 4 && ACCUMULATORS >= 16))) return (shape){4, 1, four[vecs]};
-        return (shape){2, 1, two[vecs]};
+        if (panels >= 4 && (vecs < 4 || (panels > 4 && ACCUMULATORS >= 16))) return (shape){4, 1, four[vecs], NULL};
+        return (shape){2, 1, two[vecs], NULL};
     }
-    return (shape){1, MOST_ROWS(vecs), single[vecs]};
+    return (shape){1, MOST_ROWS(vecs), single[vecs], asking[vecs]};
 }
 
 /* The rows of the next tile: `left` rows go into the fewest tiles, of nearly the same height. */

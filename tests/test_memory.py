@@ -52,6 +52,38 @@ def test_tape_keeps_the_gates_and_two_values_a_step(name: str) -> None:
     assert values <= 2 * (steps * a_step + 2 * batch * hidden)
 
 
+@pytest.mark.parametrize("what", ["y", "dx"])
+def test_training_makes_its_arrays_in_memory_that_nobody_holds(what: str) -> None:
+    layer, x = LAYERS["gru"](32, 32, backend="c").train(), noise(100, 40, 32)
+
+    def run(steps: int = 100) -> np.ndarray:
+        y, _ = layer(x[:steps])
+        dx, _ = layer.backward(y)
+        return y if what == "y" else dx
+
+    def address(array: np.ndarray) -> int:
+        return int(array.__array_interface__["data"][0])
+
+    view = run()[3:, ::2, 1]  # which is enough to hold it
+    before = view.copy()
+    others = [run() for _ in range(3)]
+    assert not any(np.shares_memory(view, other) for other in others)
+    np.testing.assert_array_equal(view, before)
+    del view, others
+    places = [address(run()) for _ in range(4)]
+    assert len(set(places[1:])) == 1
+    places = []
+    for _ in range(6):
+        held = run()  # a loop holds its last one while it makes the next
+        places.append(address(held))
+    assert len(set(places)) == 2
+    smaller = run(40)
+    assert 2 * smaller.nbytes < held.nbytes
+    engine = layer.block.cache["c"]
+    kept = [memory.nbytes for _, memory in (engine.outputs if what == "y" else engine.input_grads).given]
+    assert kept == [held.nbytes, smaller.nbytes]
+
+
 def in_a_process(code: str, **environment: str) -> list[int]:
     """The integers that code prints in a process of its own, where nothing else comes and goes."""
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nimport test_memory\n{code}"

@@ -11,6 +11,8 @@ import itertools
 import math
 import operator
 import os
+import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
 from typing import Any
@@ -32,6 +34,7 @@ except ImportError as error:
 
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_ch")
 ALIGNMENT = 128  # of a tape, in bytes
+RECYCLED_BYTES = 131072  # of an array, from which on an allocator may give its pages back to the system
 RESULT_BYTES = 8192  # of a stream's results made at once, which live as long as one of them is held
 COPIED_BYTES = 8192  # of a step's input, which to copy takes less than to ask NumPy where it is
 
@@ -164,6 +167,7 @@ class Engine:
         self.pointers = _pointers(stack, params)
         self.gradients: tuple[tuple[Any, ...], Any] = (), None  # the latest call's gradients, and their pointers
         self.spare: np.ndarray | None = None  # the last tape's memory, for the next one
+        self.outputs, self.input_grads = Recycled("the output"), Recycled("dx")  # of training
 
     def new_plan(self) -> Any:
         """A plan of its own for another caller of the same weights."""
@@ -219,6 +223,35 @@ def _empty(shape: Any, dtype: np.dtype[Any], what: str) -> np.ndarray:
         return np.empty(shape, dtype)
     except (MemoryError, ValueError) as error:
         raise OutOfMemoryError(f"{what} {shape} of {dtype} could not be allocated") from error
+
+
+class Recycled:
+    """Arrays in memory of earlier ones that nobody holds any more: to clear fresh pages at each training step takes the
+    system as long as a small network's step itself. It keeps two, for a loop makes the next while it holds the last.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what, self.lock = what, threading.Lock()
+        self.given: list[tuple[weakref.ref[np.ndarray], memoryview]] = []
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        """One of that shape, of any content. A small one is the allocator's own business."""
+        size = math.prod(shape) * dtype.itemsize
+        if size < RECYCLED_BYTES:
+            return _empty(shape, dtype, self.what)
+        with self.lock:
+            held, memory = [], None
+            for array, block in self.given:
+                if array() is not None:
+                    held.append((array, block))
+                elif size <= block.nbytes <= 2 * size:
+                    memory = block
+            if memory is None:
+                memory = memoryview(_empty(shape, dtype, self.what)).cast("B")
+            # On a memoryview it is the base of all its views, theirs too, which so keep it alive; on an array that would be.
+            flat = np.frombuffer(memory, dtype, math.prod(shape))
+            self.given = [*held[-1:], (weakref.ref(flat), memory)]
+        return flat.reshape(shape)
 
 
 # ---- the contract ----------------------------------------------------------------------------------------------------
@@ -295,7 +328,8 @@ def forward(cell, params, x, state, lengths, train, *, masks=None, cells=None): 
     stack = engine.stack
     call = ffi.new("frnn_call *")
     call.T, call.B, call.x = T, B, buffer(x)
-    y = _empty((T, B, engine.columns), dtype, "the output")
+    shape = T, B, engine.columns
+    y = engine.outputs.array(shape, dtype) if train else _empty(shape, dtype, "the output")
     hn = final = _empty((engine.tracks, B, stack.output_size), dtype, "the state")
     call.y, call.hn = buffer(y), buffer(hn)
     if cell.has_c:
@@ -332,7 +366,7 @@ def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
     if dparams is None:
         dparams = {name: np.zeros(shape, dtype) for name, shape in stack.shapes.items()}
     grads = ffi.new("frnn_grads *")
-    dx = _empty((T, B, stack.input_size), dtype, "dx")
+    dx = engine.input_grads.array((T, B, stack.input_size), dtype)
     dh0 = dstate0 = _empty((engine.tracks, B, stack.output_size), dtype, "dh0")
     grads.dx, grads.dh0 = buffer(dx), buffer(dh0)
     if dy is not None:
