@@ -78,7 +78,12 @@ TECHNIQUES = (
     technique(
         "longer chunks where weights outgrow the last cache",
         "lstm-inference-h1024-b8 lstm-inference-h1024-b32",
-        ("plan.c", "layer_bytes(w) > l3 / 2 ? CHUNK_FAR : CHUNK_LEAST", "CHUNK_LEAST"),
+        ("plan.c", "in_turn * layer_bytes(w) > l3 / 2 ?", "in_turn < 0 ?"),
+    ),
+    technique(
+        "the next panel's weights asked for while one is summed",
+        "lstm-inference-h1024-b8 gru-inference-h1024-b32 lstm-training-h1024-b32",
+        ("kernels.h", "if (far && form.asking", "if (0 && form.asking"),
     ),
     technique(
         "threads that share units, where there are few rows",

@@ -305,6 +305,23 @@ def test_a_row_is_the_same_in_any_batch(backend: Backend, name: str, B: int) -> 
         assert_same_state(own_state, tuple(np.ascontiguousarray(part[:, rows]) for part in parts(state)))
 
 
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru"])
+@each
+def test_a_row_is_the_same_where_weights_outgrow_caches(backend: Backend, name: str) -> None:
+    """Several tiles then ask for the next ones' weights while they sum; a row alone has one tile."""
+    net = Net(backend, name, 2, 11, 3, 1030)
+
+    def run(rows: slice) -> tuple[np.ndarray, ...]:
+        y, _, tape = net(rows=rows, train=True)
+        dx, dstate, _ = net.module.backward(tape, np.ones_like(y), None)
+        return y, dx, *parts(dstate)
+
+    every = run(slice(None))
+    for row in (0, 10):
+        for own, array in zip(run(slice(row, row + 1)), every, strict=True):
+            assert_same(own, np.ascontiguousarray(array[:, row : row + 1]))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize(("B", "H"), [(1, 3), (1, 70), (9, 16)])
 @bits_of
