@@ -248,7 +248,7 @@ class Recycled:
                     memory = block
             if memory is None:
                 memory = memoryview(_empty(shape, dtype, self.what)).cast("B")
-            # On a memoryview it is the base of all its views, and so lives as long; on an array that would be their base.
+            # On a memoryview it is its views' base, and so lives as long; on an array that would be.
             flat = np.frombuffer(memory, dtype, math.prod(shape))
             self.given = [*held[-1:], (weakref.ref(flat), memory)]
         return flat.reshape(shape)
