@@ -78,7 +78,7 @@ TECHNIQUES = (
     technique(
         "longer chunks where weights outgrow the last cache",
         "lstm-inference-h1024-b8 lstm-inference-h1024-b32",
-        ("plan.c", "in_turn * layer_bytes(w) > l3 / 2 ?", "in_turn < 0 ?"),
+        ("plan.c", "bytes_in_turn(w) > l3 / 2 ? CHUNK_FAR : CHUNK_LEAST", "CHUNK_LEAST"),
     ),
     technique(
         "the next panel's weights asked for while one is summed",

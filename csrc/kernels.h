@@ -85,7 +85,7 @@ typedef void (*pointwise)(const step *, int64_t r, int rows, int64_t p, int pane
 
 /* Whether a call's rows of so many reals come from afar each time that they are read: while a tile long enough for it is summed,
  * what is wanted after it is then on its way. */
-enum { FETCH_DEPTH = 64, NEAR_L2 = 4 /* rows of more bytes than so many times L2 come from afar */ };
+enum { FETCH_DEPTH = 64, NEAR_L2 = 4 /* rows, or weights, of more bytes than so many times L2 come from afar */ };
 INLINE int fetch_ahead(const frnn_run *run, int64_t depth, int64_t reals) {
     return depth >= FETCH_DEPTH && run->rows * reals * (int64_t)sizeof(real) > NEAR_L2 * run->l2;
 }
@@ -137,19 +137,20 @@ static void run_product(const step *k, const share *me, const scratch *mine, con
         for (int m = 0; m < form.most && m < r1 - r0; m++) out[m] = mine->z + m * width;
         edge start_at = {in, 0, job->in ? job->in_plane : 0};
         const edge end_at = {out, 0, form.panels * LANES};
-        const tile_fn *fn = form.fn;
         ahead next = {0};
         if (far && form.asking && left > form.panels && r1 - r0 > form.most) {
-            const int64_t after = down ? (p - form.panels > p0 ? p - form.panels : p0) : p + form.panels;
-            next = ask_for(job->w + after * job->panel, form.panels * job->vecs, job->K, r1 - r0, form.most);
-            start_at.next = &next, fn = form.asking;
+            const int64_t after = down ? p - form.panels : p + form.panels, last = p1 - form.panels;
+            next = ask_for(job->w + (after < p0 ? p0 : least(after, last)) * job->panel, form.panels * job->vecs, job->K, r1 - r0,
+                           form.most);
+            start_at.next = &next;
         }
         for (int64_t r = r0; r < r1;) {
             const int rows = tile_rows(r1 - r, form.most);
             start_at.at = job->in ? r * in_ld + p * LANES : 0;
             if (job->fetch) fetch_step(k, r, rows, p, form.panels);
-            fn[rows](a, r * job->from_ld, job->K, job->w + p * job->panel, job->panel, &start_at, &end_at);
-            next.at += job->K * next.pace;
+            const int asks = next.tiles-- > 0;
+            (asks ? form.asking : form.fn)[rows](a, r * job->from_ld, job->K, job->w + p * job->panel, job->panel, &start_at, &end_at);
+            if (asks) next.at += job->K * next.pace;
             job->then(k, r, rows, p, form.panels, mine->z);
             r += rows;
         }

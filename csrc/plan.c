@@ -36,7 +36,8 @@ static const double WAVE_L2 = 0.6; /* the part of L2 for a layer's recurrent wei
 static int narrow(int lanes, int64_t real_size) { return lanes * real_size < 64; }
 
 /* Rows whose input product is made at once: enough to use each weight often, few enough to stay in L2. Where weights push
- * each other out of the last cache, CHUNK_FAR: those of the input, and of each layer, then come from memory once for many steps. */
+ * each other out of the last cache, CHUNK_FAR: input weights, in a stack all of a layer's, then come from memory once for many
+ * steps. */
 enum { CHUNK_BYTES = 192 * 1024, CHUNK_LEAST = 48, CHUNK_MOST = 1024, CHUNK_FAR = 512 };
 
 /* The most inputs and states that a step takes side by side (of each direction below, in a stack), and the fewest rows that a
@@ -456,12 +457,18 @@ static double layer_bytes(const frnn_weights *w) {
     return (double)(w->gates * w->Hp * w->spec.real_size) * (double)(I + w->P);
 }
 
+/* The bytes of the weights that a chunk of steps takes in turn: with one direction, of all layers. */
+static double bytes_in_turn(const frnn_weights *w) {
+    if (w->spec.num_directions == 2) return layer_bytes(w);
+    const int64_t inputs = w->tracks[0].I + w->spec.num_layers * w->P + (w->spec.num_layers - 1) * w->P;
+    return (double)(w->gates * w->Hp * w->spec.real_size) * (double)inputs;
+}
+
 /* How many steps' input product is made at once. */
 static void choose_chunk(frnn_run *run, double l3) {
     const frnn_weights *w = run->weights;
     const int64_t B = run->B, fits = CHUNK_BYTES / (w->planes * w->Hp * w->spec.real_size);
-    const double in_turn = w->spec.num_directions == 1 ? (double)w->spec.num_layers : 1; /* layers that go chunk by chunk */
-    const int64_t least = in_turn * layer_bytes(w) > l3 / 2 ? CHUNK_FAR : CHUNK_LEAST;
+    const int64_t least = bytes_in_turn(w) > l3 / 2 ? CHUNK_FAR : CHUNK_LEAST;
     const int64_t rows = fits < least ? least : fits > CHUNK_MOST ? CHUNK_MOST : fits;
     run->chunk = B && rows > B ? rows / B : 1;
     if (run->chunk > run->T) run->chunk = run->T ? run->T : 1;

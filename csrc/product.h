@@ -11,11 +11,11 @@
 
 #include "simd.h"
 
-/* What the tiles of a panel ask for while they sum, for those of the next panel to find it in L2: at each term a line at `at`,
- * and others `apart` bytes behind each other, then those `pace` bytes further on. */
+/* What the tiles of a panel ask for while they sum, for those of the next panel to find it in L2: at each term `lines_asked`
+ * lines, the first at `at`, `apart` bytes from one to the next, then those `pace` bytes further on. By so many tiles. */
 typedef struct ahead {
     const char *at;
-    int64_t pace, apart;
+    int64_t pace, apart, tiles;
 } ahead;
 
 /* How many lines a term asks for: so many that two tiles get through a panel like their own. */
@@ -137,10 +137,13 @@ INLINE int tile_rows(int64_t left, int most) {
     return (int)((rows + tiles - 1) / tiles);
 }
 
-/* How tiles of so many vectors that go over `rows` rows ask for panels like theirs, of K terms, at w. */
+/* How tiles of so many vectors that go over `rows` rows ask for panels like theirs, of K terms, at w: the first MOST_ASKING of
+ * them, for the same line is not to be asked for often. */
+enum { MOST_ASKING = 16 };
 INLINE ahead ask_for(const real *w, int vectors, int64_t K, int64_t rows, int most) {
-    const int64_t tiles = (rows + most - 1) / most, lines = lines_asked(vectors);
-    return (ahead){(const char *)w, vectors * VEC_BYTES / lines / tiles, K * vectors * VEC_BYTES / lines};
+    const int64_t all = (rows + most - 1) / most, tiles = all < MOST_ASKING ? all : MOST_ASKING, lines = lines_asked(vectors);
+    const int64_t bytes = vectors * VEC_BYTES / lines; /* of a term, by each of the lines */
+    return (ahead){(const char *)w, (bytes + tiles - 1) / tiles, K * bytes, tiles};
 }
 
 /* Packing of units [p0, p1) * LANES: `to` gets their panels [K][vecs][LANES] of src[v][unit * K + k], `panel` reals apart, zero

@@ -194,7 +194,8 @@ class Layer(Recurrent):
     out as x is; no gradient flows through them.
 
     A layer starts in evaluation mode and keeps nothing. In training mode a call keeps what `backward` needs (x
-    itself among it: do not write to it in between) until that, or the next call.
+    itself among it: do not write to it in between) until that, or the next call; the layer keeps the memory, and that
+    of its last two large y and dx once they are dropped, for its next calls.
 
     Raises ShapeError, DtypeError, OptionError, BackendError.
     """

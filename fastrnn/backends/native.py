@@ -226,8 +226,8 @@ def _empty(shape: Any, dtype: np.dtype[Any], what: str) -> np.ndarray:
 
 
 class Recycled:
-    """Arrays in memory of earlier ones that nobody holds any more: to clear fresh pages at each training step takes the
-    system as long as a small network's step itself. It keeps two, for a loop makes the next while it holds the last.
+    """Arrays in memory of earlier ones that nobody holds any more: to clear fresh pages takes the system up to a third
+    of a small network's training step. It keeps two, for a loop makes the next while it holds the last.
     """
 
     def __init__(self, what: str) -> None:
@@ -239,18 +239,23 @@ class Recycled:
         size = math.prod(shape) * dtype.itemsize
         if size < RECYCLED_BYTES:
             return _empty(shape, dtype, self.what)
-        with self.lock:
+        if not self.lock.acquire(blocking=False):  # another thread's call, or was when this process was forked
+            return _empty(shape, dtype, self.what)
+        try:
             held, memory = [], None
             for array, block in self.given:
                 if array() is not None:
                     held.append((array, block))
                 elif size <= block.nbytes <= 2 * size:
                     memory = block
+            self.given = held[-1:]  # what else there was is free before more is asked for
             if memory is None:
                 memory = memoryview(_empty(shape, dtype, self.what)).cast("B")
-            # On a memoryview it is its views' base, and so lives as long; on an array that would be.
+            # Made of a memoryview, it is the base of all views of it and lives until the last one's end.
             flat = np.frombuffer(memory, dtype, math.prod(shape))
-            self.given = [*held[-1:], (weakref.ref(flat), memory)]
+            self.given.append((weakref.ref(flat), memory))
+        finally:
+            self.lock.release()
         return flat.reshape(shape)
 
 
