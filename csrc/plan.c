@@ -460,7 +460,7 @@ static double layer_bytes(const frnn_weights *w) {
 /* The bytes of the weights that a chunk of steps takes in turn: with one direction, of all layers. */
 static double bytes_in_turn(const frnn_weights *w) {
     if (w->spec.num_directions == 2) return layer_bytes(w);
-    const int64_t inputs = w->tracks[0].I + w->spec.num_layers * w->P + (w->spec.num_layers - 1) * w->P;
+    const int64_t inputs = w->tracks[0].I + (2 * w->spec.num_layers - 1) * w->P;
     return (double)(w->gates * w->Hp * w->spec.real_size) * (double)inputs;
 }
 

@@ -237,9 +237,8 @@ class Recycled:
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
         """One of that shape, of any content. A small one is the allocator's own business."""
         size = math.prod(shape) * dtype.itemsize
-        if size < RECYCLED_BYTES:
-            return _empty(shape, dtype, self.what)
-        if not self.lock.acquire(blocking=False):  # another thread's call, or was when this process was forked
+        # Not locked: another thread's call is here, or was when this process was forked.
+        if size < RECYCLED_BYTES or not self.lock.acquire(blocking=False):
             return _empty(shape, dtype, self.what)
         try:
             held, memory = [], None
