@@ -68,7 +68,17 @@ TECHNIQUES = (
     technique(
         "a vector of weights loaded once, however few the rows",
         "lstm-inference-h64-b8 lstm-inference-h128-b8",
-        ("product.h", "hold = rows > 1 && ", "hold = 0 && "),
+        ("product.h", "held = rows == 1 ? 0 : loaded - one;", "held = 0;"),
+    ),
+    technique(
+        "several terms in one go of a tile's loop",
+        "lstm-inference-h128-b32 gru-inference-h256-b32 rnn-training-h128-b32",
+        ("product.h", "TERMS = VEC_BYTES >= 32 ? 4 : 1", "TERMS = 1"),
+    ),
+    technique(
+        "several small tiles before what comes after their sums",
+        "lstm-inference-h16-b32 lstm-inference-h128-b32 gru-training-h64-b32",
+        ("sequence.h", "TILES_AT_ONCE = VEC_BYTES == 32 ? 4 : 1,", "TILES_AT_ONCE = 1,"),
     ),
     technique(
         "weights swept up and down",
@@ -82,18 +92,18 @@ TECHNIQUES = (
     ),
     technique(
         "the next panel's weights asked for while one is summed",
-        "lstm-inference-h1024-b8 gru-inference-h1024-b32 lstm-training-h1024-b32",
-        ("kernels.h", "if (far && form.asking", "if (0 && form.asking"),
+        "lstm-inference-h512-b32 gru-inference-h1024-b32 lstm-training-h1024-b32",
+        ("product.h", "if (!form->asking ||", "if (1 ||"),
     ),
     technique(
         "threads that share units, where there are few rows",
         "lstm-inference-h128-b1 gru-inference-h256-b1 lstm-training-h256-b1",
-        ("plan.c", "*by_panel = threads > 1 && (by_panels < by_rows || layer_bytes(w) >= l3);", "*by_panel = 0;"),
+        ("plan.c", "*by_panel = threads > 1 && (by_panels < by_rows || far);", "*by_panel = 0;"),
     ),
     technique(
         "threads that own rows, where there are many",
         "lstm-inference-h64-b32 gru-inference-h128-b128 rnn-inference-h64-b8",
-        ("plan.c", "*by_panel = threads > 1 && (by_panels < by_rows || layer_bytes(w) >= l3);", "*by_panel = 1;"),
+        ("plan.c", "*by_panel = threads > 1 && (by_panels < by_rows || far);", "*by_panel = 1;"),
     ),
     technique(
         "layers at the same time",

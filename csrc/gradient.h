@@ -41,8 +41,7 @@ INLINE const real *operand_row(const frnn_run *run, int64_t k, operand what, pla
     case RESET_STATE: *ld = w->planes * w->Hp; return (const real *)lane->gates + n * *ld + PLANE_Q * w->Hp;
     case MERGED: *ld = w->Hp; return (const real *)lane->m + n * w->Hp;
     }
-    const int64_t row = lane->x_packed ? n : outer_row(run, (int)(k % w->spec.num_directions), at.s, at.r);
-    return (const real *)lane->x + row * lane->x_ld;
+    return input_row(run, lane, (int)(k % w->spec.num_directions), at.s, at.r);
 }
 
 /* The rows [n, n + count) of an operand. */

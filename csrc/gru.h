@@ -36,7 +36,7 @@ INLINE void gru_after_forward_as(const step *k, int64_t r, int rows, int64_t p, 
     const frnn_weights *w = k->w;
     const int plain = y || w->plain;
     const int64_t Hp = w->Hp, plane = panels * LANES;
-    vec sum[8], updates[8] /* rows x panels at most */, *at_sum = sum, *at_update = updates;
+    vec sum[ROWS_AT_ONCE], updates[ROWS_AT_ONCE] /* or panels of one row */, *at_sum = sum, *at_update = updates;
     for (int i = 0; i < rows; i++, z += 3 * plane)
         for (int j = 0; j < panels; j++) {
             real *gate = k->gates + (r + i) * k->ld + (p + j) * LANES;

@@ -83,11 +83,12 @@ static void pack(void *arg, int rank, int size) {
 
 typedef void (*pointwise)(const step *, int64_t r, int rows, int64_t p, int panels, const real *z);
 
-/* Whether a call's rows of so many reals come from afar each time that they are read: while a tile long enough for it is summed,
- * what is wanted after it is then on its way. */
-enum { FETCH_DEPTH = 64, NEAR_L2 = 4 /* rows, or weights, of more bytes than so many times L2 come from afar */ };
+/* Whether so many reals come from afar each time that they are read; and whether a call's rows of so many do, and tiles are long
+ * enough for what is wanted after one to be on its way while it is summed. */
+INLINE int is_far(const frnn_run *run, int64_t reals) { return reals * (int64_t)sizeof(real) > FRNN_NEAR_L2 * run->l2; }
+enum { FETCH_DEPTH = 64 };
 INLINE int fetch_ahead(const frnn_run *run, int64_t depth, int64_t reals) {
-    return depth >= FETCH_DEPTH && run->rows * reals * (int64_t)sizeof(real) > NEAR_L2 * run->l2;
+    return depth >= FETCH_DEPTH && is_far(run, run->rows * reals);
 }
 INLINE void fetch_rows(const real *base, int64_t ld, int64_t r, int rows, int64_t u, int64_t units) {
     for (const real *row = base + r * ld + u; rows > 0; rows--, row += ld) fetch(row, units);
@@ -130,29 +131,28 @@ static void run_product(const step *k, const share *me, const scratch *mine, con
     for (int m = 0; m < 8 && m < r1 - r0; m++) a[m] = job->from + m * job->from_ld, in[m] = (real *)start + m * in_ld;
     /* Weights that outgrow a cache are swept up on one step and down on the next: what was read last is still there. */
     const int down = (int)(k->s & 1);
-    const int far = (p1 - p0) * job->panel * (int64_t)sizeof(real) > NEAR_L2 * k->run->l2;
+    const int far = is_far(k->run, job->units / LANES * job->panel);
     for (int64_t left = r0 < r1 ? p1 - p0 : 0; left > 0;) {
         const shape form = shape_of(job->vecs, r1 - r0, left);
         const int64_t p = down ? p0 + left - form.panels : p1 - left, width = form.panels * job->vecs * LANES;
         for (int m = 0; m < form.most && m < r1 - r0; m++) out[m] = mine->z + m * width;
-        edge start_at = {in, 0, job->in ? job->in_plane : 0};
-        const edge end_at = {out, 0, form.panels * LANES};
-        ahead next = {0};
-        if (far && form.asking && left > form.panels && r1 - r0 > form.most) {
+        edge start_at = {in, 0, job->in ? job->in_plane : 0}, end_at = {out, 0, form.panels * LANES};
+        askers ask = {.tiles = 0};
+        if (far && left > form.panels) {
             const int64_t after = down ? p - form.panels : p + form.panels, last = p1 - form.panels;
-            next = ask_for(job->w + (after < p0 ? p0 : least(after, last)) * job->panel, form.panels * job->vecs, job->K, r1 - r0,
-                           form.most);
-            start_at.next = &next;
+            ask = ask_for(&form, job->vecs, r1 - r0, job->K, job->w + (after < p0 ? p0 : least(after, last)) * job->panel);
+            start_at.next = &ask.next;
         }
-        for (int64_t r = r0; r < r1;) {
-            const int rows = tile_rows(r1 - r, form.most);
-            start_at.at = job->in ? r * in_ld + p * LANES : 0;
-            if (job->fetch) fetch_step(k, r, rows, p, form.panels);
-            const int asks = next.tiles-- > 0;
-            (asks ? form.asking : form.fn)[rows](a, r * job->from_ld, job->K, job->w + p * job->panel, job->panel, &start_at, &end_at);
-            if (asks) next.at += job->K * next.pace;
-            job->then(k, r, rows, p, form.panels, mine->z);
-            r += rows;
+        for (int64_t r = r0, done = r0; r < r1; done = r) {
+            for (int tiles = 0; tiles < TILES_AT_ONCE && r < r1; tiles++) {
+                const int rows = tile_rows(r1 - r, form.most);
+                start_at.at = job->in ? r * in_ld + p * LANES : 0;
+                end_at.at = (r - done) * width;
+                if (job->fetch) fetch_step(k, r, rows, p, form.panels);
+                tile_of(&form, &ask, rows)(a, r * job->from_ld, job->K, job->w + p * job->panel, job->panel, &start_at, &end_at);
+                r += rows;
+            }
+            job->then(k, done, (int)(r - done), p, form.panels, mine->z);
         }
         left -= form.panels;
     }
@@ -235,16 +235,15 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
     const frnn_weights *w = run->weights;
     const frnn_lane *lane = &run->lanes[k];
     const int64_t ld = w->planes * w->Hp, I = lane->w->I;
-    const int reverse = (int)(k % w->spec.num_directions), one_by_one = run->perm && !lane->x_packed; /* rows of x in any order */
+    const int reverse = (int)(k % w->spec.num_directions), scattered = input_scattered(run, lane);
     int64_t rows = 0, p, p1;
-    const int64_t shift = origin(run, lane->x_chunked, s0) * run->B;
     real *row = gates_row(run, me, lane, s0) + me->r0 * ld;
     for (int64_t s = s0; s < s1 && me->r0 < active(run, s); s++) {
-        const int64_t end = least(me->r1, active(run, s)), x_row = outer_row(run, reverse, s, me->r0) - shift;
-        const real *from = (const real *)lane->x + (lane->x_packed ? first(run, s) + me->r0 : x_row) * lane->x_ld;
+        const int64_t end = least(me->r1, active(run, s));
+        const real *from = input_row(run, lane, reverse, s, me->r0);
         real *to = row;
         for (int64_t r = me->r0; r < end; r++, rows++, to += ld, from += lane->x_ld) {
-            if (one_by_one) from = (const real *)lane->x + (outer_row(run, reverse, s, r) - shift) * lane->x_ld;
+            if (scattered) from = input_row(run, lane, reverse, s, r);
             mine->from[rows] = from;
             mine->to[rows] = to;
         }
@@ -254,14 +253,18 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
     const int64_t panel = lane->w->wx_panel;
     real *bias[8];
     for (int m = 0; m < 8; m++) bias[m] = lane->w->bx;
+    const int far = is_far(run, w->Hp / LANES * panel);
     int fetch = !lane->x_chunked && fetch_ahead(run, I, lane->x_ld); /* once: the next panels find these rows near */
     while (p < p1 && rows) {
         const shape form = shape_of(w->gates, rows, p1 - p);
+        const real *const weights = (const real *)lane->w->wx + p * panel;
+        askers ask = {.tiles = 0};
+        if (far && p + form.panels < p1) ask = ask_for(&form, w->gates, rows, I, weights + form.panels * panel);
         for (int64_t n = 0; n < rows;) {
             const int height = tile_rows(rows - n, form.most);
-            const edge start_at = {bias, p * LANES, w->Hp}, end_at = {mine->to + n, p * LANES, w->Hp};
+            const edge start_at = {bias, p * LANES, w->Hp, &ask.next}, end_at = {mine->to + n, p * LANES, w->Hp};
             for (int64_t m = n + height; fetch && m < least(rows, n + 2 * height); m++) fetch_rows(mine->from[m], 0, 0, 1, 0, I);
-            form.fn[height](mine->from + n, 0, I, (const real *)lane->w->wx + p * panel, panel, &start_at, &end_at);
+            tile_of(&form, &ask, height)(mine->from + n, 0, I, weights, panel, &start_at, &end_at);
             n += height;
         }
         if (lane->w->bq && (run->taped || s0 == 0 || w->spec.num_layers > 1)) /* what q starts from, unless it still stands there */
@@ -277,10 +280,11 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
 static void stack_rows(const frnn_run *run, const step *k, real *to, int64_t r0, int64_t r1) {
     const frnn_lane *lane = k->lane;
     const int64_t I = lane->w->I, Pp = run->weights->Pp, ld = stack_width(run);
-    const int64_t shift = origin(run, lane->x_chunked, k->s) * run->B, packed = first(run, k->s);
-    for (int64_t r = r0; r < r1; r++) {
-        const int64_t row = lane->x_packed ? packed + r : outer_row(run, k->reverse, k->s, r) - shift;
-        const real *const x = (const real *)lane->x + row * lane->x_ld, *const h = k->h_in + r * Pp;
+    const int scattered = input_scattered(run, lane);
+    const real *x = NULL;
+    for (int64_t r = r0; r < r1; r++, x += lane->x_ld) {
+        if (scattered || r == r0) x = input_row(run, lane, k->reverse, k->s, r);
+        const real *const h = k->h_in + r * Pp;
         real *const here = to + r * ld;
         for (int64_t u = 0; u < I; u += LANES) v_store(here + u, v_load_n(x + u, lanes_left(I, u)));
         for (int64_t u = 0; u < Pp; u += LANES) v_store(here + I + u, v_load(h + u));

@@ -70,7 +70,7 @@ static void lstm_forward_any(const step *k, int64_t r, int rows, int64_t p, int 
  * y: where it stores its outputs, or NULL: rows that want looking after. */
 INLINE void lstm_forward_plain(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const block *y) {
     const int64_t Hp = k->w->Hp, plane = panels * LANES;
-    vec c[8], o[8], *at_c = c, *at_o = o;
+    vec c[ROWS_AT_ONCE], o[ROWS_AT_ONCE], *at_c = c, *at_o = o;
     for (int i = 0; i < rows; i++, z += 4 * plane)
         for (int q = 0; q < panels; q++) {
             const int64_t u = (p + q) * LANES;

@@ -30,6 +30,7 @@ static const double WAKE_NS = 30000;               /* and a sleeping one */
 static const double SURE = 0.6;                    /* the team's part of the time alone from which on there is no doubt, */
 static const double SMALL_NS = 500000;             /* but for calls as short as that */
 static const double TILE_HEIGHT = 6;               /* rows that one reading of the weights serves */
+static const double STATES_L2 = 0.3; /* the part of L2 for states that all of a group's threads read */
 static const double WAVE_L2 = 0.6; /* the part of L2 for a layer's recurrent weights where its input's pass every few steps */
 
 /* Which of the two. */
@@ -66,7 +67,6 @@ struct frnn_plan {
     frnn_run run;    /* the call under way, or the last */
     int settled;     /* whether a next call of its sizes would be prepared just like it, */
     int threads;     /* with a team of that size */
-    double l2, l3;   /* bytes of a core's own cache, and of the one that cores share */
 };
 
 static const struct {
@@ -330,8 +330,6 @@ int frnn_plan_new(const frnn_weights *weights, frnn_plan **out) {
     if (!plan) return FRNN_ERROR_MEMORY;
     memset(plan, 0, sizeof *plan);
     const int64_t L = weights->spec.num_layers;
-    plan->l2 = (double)known_caches()[1];
-    plan->l3 = (double)known_caches()[2];
     plan->weights = weights;
     plan->lanes = calloc((size_t)(L * weights->spec.num_directions), sizeof *plan->lanes);
     plan->between = calloc((size_t)L, sizeof *plan->between);
@@ -568,8 +566,9 @@ static double step_ns(const frnn_run *run, double rows, double part, double l2) 
     return product + rows * part * (double)(w->gates * w->Hp / w->lanes) * GATE_NS[cpu] + STEP_NS[cpu];
 }
 
-/* The time of a step for a group of so many threads, and whether they had better share its units than its rows: always
- * where weights fill the last cache, for each that owns rows would fetch them all from memory. */
+/* The time of a step for a group of so many threads, and whether they had better share its units than its rows: always where
+ * weights fill the last cache, for each that owns rows would fetch them all from memory; and where they come from afar and
+ * all rows' states, which each that shares units reads for every panel, are but a part of its own cache. */
 static double group_ns(const frnn_run *run, double rows, double threads, double l2, double l3, int *by_panel) {
     const frnn_weights *w = run->weights;
     const double phases = w->spec.proj_size || w->h_vecs == 2 ? 2 : 1, panels = (double)(w->Hp / w->lanes);
@@ -577,7 +576,9 @@ static double group_ns(const frnn_run *run, double rows, double threads, double 
     const double by_rows = step_ns(run, rows / (heads < 1 ? 1 : heads), 1, l2);
     const double part = threads <= 1 ? 1 : 1 / (panels < threads ? panels : threads);
     const double by_panels = step_ns(run, rows, part, l2) + (threads > 1 ? phases * BARRIER_NS : 0);
-    *by_panel = threads > 1 && (by_panels < by_rows || layer_bytes(w) >= l3);
+    const double size = w->spec.real_size, weights = (double)(w->h_vecs * w->Hp * w->P) * size, states = rows * (double)w->Pp * size;
+    const int far = layer_bytes(w) >= l3 || (weights > FRNN_NEAR_L2 * l2 && states < l2 * STATES_L2);
+    *by_panel = threads > 1 && (by_panels < by_rows || far);
     return *by_panel ? by_panels : by_rows;
 }
 
@@ -625,7 +626,7 @@ static trial *share_work(frnn_run *run, frnn_plan *plan) {
     const frnn_weights *w = run->weights;
     const int team = frnn_get_threads();
     const int64_t D = w->spec.num_directions, L = w->spec.num_layers;
-    const double l2 = plan->l2;
+    const double l2 = (double)run->l2, l3 = (double)known_caches()[2];
     run->size = run->groups = 1;
     if (team == 1 || run->rows == 0) return NULL;
 
@@ -635,11 +636,11 @@ static trial *share_work(frnn_run *run, frnn_plan *plan) {
     const double whole = (double)D * step_ns(run, rows, 1, l2) * stack;
     int by_panel, groups = (int)D;
     int64_t steps = run->chunk;
-    double shared = group_ns(run, rows, (double)team / (double)D, l2, plan->l3, &by_panel) * stack + TEAM_NS;
+    double shared = group_ns(run, rows, (double)team / (double)D, l2, l3, &by_panel) * stack + TEAM_NS;
     if (D == 1 && L > 1) {
         const int most = team < FRNN_MAX_GROUPS ? team : FRNN_MAX_GROUPS, n = L < most ? (int)L : most;
         int panels_of_group;
-        const double step = group_ns(run, rows, team / n, WAVE_L2 * l2, plan->l3, &panels_of_group);
+        const double step = group_ns(run, rows, team / n, WAVE_L2 * l2, l3, &panels_of_group);
         const double layered = waves_ns(run, divide_layers(w, n, run->layers) * step * times, n, l2, &steps) + TEAM_NS;
         if (layered < shared) shared = layered, groups = n, by_panel = panels_of_group;
     }
@@ -669,8 +670,8 @@ static int prepare(frnn_plan *plan, const frnn_call *call, const frnn_grads *gra
     plan->settled = 0;
     plan->threads = frnn_get_threads();
     begin_run(run, plan->weights, call, grads);
-    run->l2 = (int64_t)plan->l2;
-    choose_chunk(run, plan->l3);
+    run->l2 = known_caches()[1];
+    choose_chunk(run, (double)known_caches()[2]);
     *doubt = share_work(run, plan);
     run->stacked = !grads && stackable(run->weights) && thread_rows(run) >= STACK_ROWS;
     run->most_rows = run->chunk * run->B;

@@ -11,15 +11,20 @@
 
 #include "simd.h"
 
-/* What the tiles of a panel ask for while they sum, for those of the next panel to find it in L2: at each term `lines_asked`
- * lines, the first at `at`, `apart` bytes from one to the next, then those `pace` bytes further on. By so many tiles. */
+/* The terms that a loop over them takes at once: its own instructions are then few among the multiply-adds, which tells where
+ * a core's other thread, a neighbour's on a virtual machine, has half of what it can issue. Not where the compiler would take more
+ * registers for it than there are. */
+enum { TERMS = VEC_BYTES >= 32 ? 4 : 1 };
+
+/* What a tile asks for while it sums, for the next panel's to find it in L2: with every TERMS terms some lines, the first at
+ * `at`, `apart` bytes from one to the next, then those `pace` bytes further on. */
 typedef struct ahead {
     const char *at;
-    int64_t pace, apart, tiles;
+    int64_t pace, apart;
 } ahead;
 
-/* How many lines a term asks for: so many that two tiles get through a panel like their own. */
-INLINE int lines_asked(int vectors) { return (vectors * VEC_BYTES + 127) / 128; }
+/* How many lines: so many that this number of tiles gets through a panel like their own. */
+INLINE int lines_asked(int vectors, int tiles) { return (TERMS * vectors * VEC_BYTES + 64 * tiles - 1) / (64 * tiles); }
 
 /* Rows of a tile's start or end: vector v of panel q of row m stands at row[m] + at + v * plane + q * LANES. */
 typedef struct edge {
@@ -28,11 +33,28 @@ typedef struct edge {
     const ahead *next; /* of a start: what to ask for, where tiles do */
 } edge;
 
+/* A term of all sums: a[m][0] w[q][v]. A tile of rows loads its vectors once; but one may be an operand in memory, which takes
+ * an instruction less, if that leaves the loads fewer than the multiply-adds. At one row all are. */
+INLINE void add_term(const int rows, const int panels, const int vecs, const real *const *row, int64_t k, const real *w,
+                     int64_t panel, vec *sum) {
+    const int loaded = panels * vecs, one = loaded - 1 + 2 * rows < rows * loaded;
+    const int held = rows == 1 ? 0 : loaded - one;
+    vec f[16];
+    UNROLL for (int j = 0; j < held; j++) f[j] = v_load(w + j / vecs * panel + j % vecs * LANES);
+    UNROLL for (int m = 0; m < rows; m++) {
+        const vec b = v_set1(row[m][k]);
+        UNROLL for (int j = 0; j < loaded; j++) {
+            if (j < held) v_add_product(&sum[m * loaded + j], b, f[j]);
+            else v_add_product_at(&sum[m * loaded + j], b, w + j / vecs * panel + j % vecs * LANES);
+        }
+    }
+}
+
 /* out[m][q][v] = in[m][q][v] + sum_k a[m][at + k * step] w[q][k][v], where the vectors v of one k stand side by side, those of
- * the next k `line` reals behind, those of the next q `panel`. asking: whether it does. */
+ * the next k `line` reals behind, those of the next q `panel`. asking: for one of how many tiles it asks ahead, or 0. */
 INLINE void tile(const int rows, const int asking, const int panels, const int vecs, const int64_t step, const real *const *a,
                  int64_t at, int64_t K, const real *w, int64_t line, int64_t panel, const edge *in, const edge *out) {
-    const int loaded = panels * vecs, hold = rows > 1 && rows * loaded + loaded < REGISTERS;
+    const int loaded = panels * vecs;
     vec sum[32];
     const real *row[8];
     const char *ask = asking ? in->next->at : NULL;
@@ -42,20 +64,15 @@ INLINE void tile(const int rows, const int asking, const int panels, const int v
             UNROLL for (int v = 0; v < vecs; v++)
                 sum[m * loaded + q * vecs + v] = v_load(in->row[m] + in->at + v * in->plane + q * LANES);
     }
-    for (int64_t k = 0; k < K; k++, w += line) {
-        vec f[16];
-        UNROLL for (int q = 0; q < panels; q++)
-            UNROLL for (int v = 0; v < vecs; v++) f[q * vecs + v] = v_load(w + q * panel + v * LANES);
-        UNROLL for (int j = 0; hold && j < loaded; j++) f[j] = v_hold(f[j]);
+    int64_t k = 0;
+    for (; rows > 1 && k + TERMS <= K; k += TERMS, w += TERMS * line) {
         if (asking) {
-            UNROLL for (int i = 0; i < lines_asked(loaded); i++) __builtin_prefetch(ask + i * in->next->apart, 0, 2);
+            UNROLL for (int i = 0; i < lines_asked(loaded, asking); i++) __builtin_prefetch(ask + i * in->next->apart, 0, 2);
             ask += in->next->pace;
         }
-        UNROLL for (int m = 0; m < rows; m++) {
-            const vec b = v_set1(row[m][k * step]);
-            UNROLL for (int j = 0; j < loaded; j++) sum[m * loaded + j] = v_fma(b, f[j], sum[m * loaded + j]);
-        }
+        UNROLL for (int i = 0; i < TERMS; i++) add_term(rows, panels, vecs, row, (k + i) * step, w + i * line, panel, sum);
     }
+    for (; k < K; k++, w += line) add_term(rows, panels, vecs, row, k * step, w, panel, sum);
     UNROLL for (int m = 0; m < rows; m++)
         UNROLL for (int q = 0; q < panels; q++)
             UNROLL for (int v = 0; v < vecs; v++)
@@ -84,9 +101,15 @@ TILES(tile_1x1, 0, 1, 1, 1, LANES, apart)
 TILES(tile_2x1, 0, 2, 1, 1, LANES, apart)
 TILES(tile_3x1, 0, 3, 1, 1, LANES, apart)
 TILES(tile_4x1, 0, 4, 1, 1, LANES, apart)
-TILES(asking_1x4, 1, 1, 4, 1, 4 * LANES, apart)
-TILES(asking_1x3, 1, 1, 3, 1, 3 * LANES, apart)
-TILES(asking_4x1, 1, 4, 1, 1, LANES, apart)
+TILES(ask2_1x4, 2, 1, 4, 1, 4 * LANES, apart)
+TILES(ask2_1x3, 2, 1, 3, 1, 3 * LANES, apart)
+TILES(ask2_4x1, 2, 4, 1, 1, LANES, apart)
+TILES(ask4_1x4, 4, 1, 4, 1, 4 * LANES, apart)
+TILES(ask4_1x3, 4, 1, 3, 1, 3 * LANES, apart)
+TILES(ask4_4x1, 4, 4, 1, 1, LANES, apart)
+TILES(ask8_1x4, 8, 1, 4, 1, 4 * LANES, apart)
+TILES(ask8_1x3, 8, 1, 3, 1, 3 * LANES, apart)
+TILES(ask8_4x1, 8, 4, 1, 1, LANES, apart)
 TILES(grad_1x1, 0, 1, 1, LANES, apart, LANES)
 TILES(grad_2x1, 0, 2, 1, LANES, apart, LANES)
 TILES(grad_3x1, 0, 3, 1, LANES, apart, LANES)
@@ -99,11 +122,11 @@ TILE(tile_4x4, 1, 0, 4, 4, 1, 4 * LANES, apart)
 TILE(tile_4x3, 1, 0, 4, 3, 1, 3 * LANES, apart)
 TILE(tile_4x2, 1, 0, 4, 2, 1, 2 * LANES, apart)
 
-/* A shape of tile: how many panels at once, the most rows, and the functions for each number of rows; the same asking ahead, or
- * NULL. */
+/* A shape of tile: how many panels at once, the most rows, and the functions for each number of rows; the same asking ahead
+ * as one of 2, 4 or 8 tiles at least, or NULL. */
 typedef struct shape {
     int panels, most;
-    const tile_fn *fn, *asking;
+    const tile_fn *fn, *const *asking;
 } shape;
 
 #define MOST_ROWS(vectors) (ACCUMULATORS / (vectors) < 8 ? ACCUMULATORS / (vectors) : 8)
@@ -111,7 +134,8 @@ typedef struct shape {
 /* The shape for `rows` rows and `panels` panels of `vecs` vectors. */
 INLINE shape shape_of(int vecs, int64_t rows, int64_t panels) {
     static const tile_fn *const single[5] = {NULL, tile_1x1, tile_1x2, tile_1x3, tile_1x4};
-    static const tile_fn *const asking[5] = {NULL, NULL, NULL, asking_1x3, asking_1x4};
+    static const tile_fn *const asking[5][3] = {
+        {NULL}, {ask2_4x1, ask4_4x1, ask8_4x1}, {NULL}, {ask2_1x3, ask4_1x3, ask8_1x3}, {ask2_1x4, ask4_1x4, ask8_1x4}};
     static const tile_fn *const several[5] = {NULL, tile_1x1, tile_2x1, tile_3x1, tile_4x1};
     static const tile_fn two[5][2] = {{0}, {0}, {0, tile_2x2_1}, {0, tile_2x3_1}, {0, tile_2x4_1}};
     static const tile_fn four[5][2] = {{0}, {0}, {0, tile_4x2_1}, {0, tile_4x3_1}, {0, tile_4x4_1}};
@@ -119,14 +143,14 @@ INLINE shape shape_of(int vecs, int64_t rows, int64_t panels) {
         static const tile_fn eight[2] = {0, tile_8x1_1};
         if (rows == 1 && panels >= 8 && ACCUMULATORS == 12) return (shape){8, 1, eight, NULL};
         const int n = panels < 4 ? (int)panels : 4;
-        return (shape){n, MOST_ROWS(n), several[n], n == 4 ? asking_4x1 : NULL};
+        return (shape){n, MOST_ROWS(n), several[n], n == 4 ? asking[1] : NULL};
     }
     if (rows == 1 && panels >= 2) {
         /* An LSTM's last four go two at a time: where they are all, half of them is then still in L1 at the next step. */
         if (panels >= 4 && (vecs < 4 || (panels > 4 && ACCUMULATORS >= 16))) return (shape){4, 1, four[vecs], NULL};
         return (shape){2, 1, two[vecs], NULL};
     }
-    return (shape){1, MOST_ROWS(vecs), single[vecs], asking[vecs]};
+    return (shape){1, MOST_ROWS(vecs), single[vecs], vecs > 2 ? asking[vecs] : NULL};
 }
 
 /* The rows of the next tile: `left` rows go into the fewest tiles, of nearly the same height. */
@@ -137,13 +161,32 @@ INLINE int tile_rows(int64_t left, int most) {
     return (int)((rows + tiles - 1) / tiles);
 }
 
-/* How tiles of so many vectors that go over `rows` rows ask for panels like theirs, of K terms, at w: the first MOST_ASKING of
- * them, for the same line is not to be asked for often. */
+/* The tiles of a panel that are to ask for the next one: with which functions, and what; `part` bytes go to each of a term's lines
+ * before the next tile goes on there. */
+typedef struct askers {
+    const tile_fn *fn;
+    int64_t tiles, part;
+    ahead next;
+} askers;
+
+/* Those of `rows` rows and K terms, the next panel being at w: all tiles, or the first MOST_ASKING, for the same line is not to be
+ * asked for often. A single one cannot. */
 enum { MOST_ASKING = 16 };
-INLINE ahead ask_for(const real *w, int vectors, int64_t K, int64_t rows, int most) {
-    const int64_t all = (rows + most - 1) / most, tiles = all < MOST_ASKING ? all : MOST_ASKING, lines = lines_asked(vectors);
-    const int64_t bytes = vectors * VEC_BYTES / lines; /* of a term, by each of the lines */
-    return (ahead){(const char *)w, (bytes + tiles - 1) / tiles, K * bytes, tiles};
+INLINE askers ask_for(const shape *form, int vecs, int64_t rows, int64_t K, const real *w) {
+    const int64_t tiles = (rows + form->most - 1) / form->most, by = tiles < MOST_ASKING ? tiles : MOST_ASKING;
+    if (!form->asking || tiles < 2 || K < TERMS) return (askers){0};
+    const int as = tiles < 4 ? 0 : tiles < 8 ? 1 : 2;
+    const int64_t bytes = K * form->panels * vecs * VEC_BYTES / lines_asked(form->panels * vecs, 2 << as), times = K / TERMS;
+    const int64_t pace = (bytes + times * by - 1) / (times * by), part = times * pace;
+    return (askers){form->asking[as], by, part, {(const char *)w - part, pace, bytes}};
+}
+
+/* The function for the panel's next tile. */
+INLINE tile_fn tile_of(const shape *form, askers *ask, int rows) {
+    if (ask->tiles == 0) return form->fn[rows];
+    ask->tiles--;
+    ask->next.at += ask->part;
+    return ask->fn[rows];
 }
 
 /* Packing of units [p0, p1) * LANES: `to` gets their panels [K][vecs][LANES] of src[v][unit * K + k], `panel` reals apart, zero

@@ -72,7 +72,9 @@ enum {
     GROUP = GRAD_VECS * LANES,
     MANY_COLUMNS = VEC_BYTES == 32, /* where they come from L3 rather than from L2, see grad_columns */
     GRAD_COLUMNS = ((MANY_COLUMNS ? 2048 / (int)sizeof(real) : 256) + GROUP - 1) / GROUP * GROUP,
-    TILE_VECS = 32
+    TILES_AT_ONCE = VEC_BYTES == 32 ? 4 : 1, /* whose sums wait for what comes after them: with AVX2 a tile is but three rows */
+    ROWS_AT_ONCE = TILES_AT_ONCE * 8,
+    TILE_VECS = TILES_AT_ONCE == 1 ? 32 : TILES_AT_ONCE * ACCUMULATORS
 };
 typedef struct scratch {
     real *z;            /* [TILE_VECS * LANES] */
@@ -111,6 +113,14 @@ INLINE real *state_row(const frnn_run *run, const share *me, void *base, int64_t
 
 /* The step that row 0 of a buffer between layers stands for: such a buffer may hold a chunk or two only. */
 INLINE int64_t origin(const frnn_run *run, int chunked, int64_t s) { return chunked ? s / run->between * run->between : 0; }
+
+/* The row of a layer's input that row r reads at step s, and whether the rows of a step lie in any order: else each stands
+ * x_ld reals behind the one before. */
+INLINE const real *input_row(const frnn_run *run, const frnn_lane *lane, int reverse, int64_t s, int64_t r) {
+    const int64_t row = lane->x_packed ? first(run, s) + r : outer_row(run, reverse, s, r) - origin(run, lane->x_chunked, s) * run->B;
+    return (const real *)lane->x + row * lane->x_ld;
+}
+INLINE int input_scattered(const frnn_run *run, const frnn_lane *lane) { return run->perm && !lane->x_packed; }
 
 /* Row 0 of the gates of step s. Without a tape, a row of the batch has the same place in every chunk: threads that share
  * rows do not wait. */

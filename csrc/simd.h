@@ -113,13 +113,18 @@ INLINE vec v_max(vec a, vec b) { return v_pick(a > b, a, b); }
 
 INLINE vec v_zero(void) { return (vec){0}; }
 
-/* The same vector, in a register: one that is used a few times only GCC would load each time. */
-INLINE vec v_hold(vec a) {
+/* sum += a b, in the very register where sum is, with b in one too, or read from memory by the multiply-add itself. Left to
+ * choose between these forms, GCC moves sums about and loads what is used a few times each time. */
 #if defined(FRNN_ISA_AVX512) || defined(FRNN_ISA_AVX2)
-    __asm__("" : "+v"(a));
-#endif
-    return a;
+#define V_ADD_PRODUCT "vfmadd231" PER_TYPE("ps", "pd") " %2, %1, %0"
+INLINE void v_add_product(vec *sum, vec a, vec b) { __asm__(V_ADD_PRODUCT : "+v"(*sum) : "v"(a), "v"(b)); }
+INLINE void v_add_product_at(vec *sum, vec a, const real *b) {
+    __asm__(V_ADD_PRODUCT : "+v"(*sum) : "v"(a), "m"(*(const vec_unaligned *)b));
 }
+#else
+INLINE void v_add_product(vec *sum, vec a, vec b) { *sum = v_fma(a, b, *sum); }
+INLINE void v_add_product_at(vec *sum, vec a, const real *b) { *sum = v_fma(a, v_load(b), *sum); }
+#endif
 
 /* a where the mask's lanes are all ones, b where they are zero. */
 INLINE vec v_select(bits mask, vec a, vec b) { return (vec)(((bits)a & mask) | ((bits)b & ~mask)); }

@@ -305,7 +305,7 @@ def test_a_row_is_the_same_in_any_batch(backend: Backend, name: str, B: int) -> 
         assert_same_state(own_state, tuple(np.ascontiguousarray(part[:, rows]) for part in parts(state)))
 
 
-@pytest.mark.parametrize("B", [11, 60])
+@pytest.mark.parametrize("B", [5, 16, 29, 60])  # as one of 2, 4 or 8 tiles at least, of three rows or of six
 @pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "gru-before"])
 @pytest.mark.parametrize("backend", [backend for backend in EXACT if backend.name == "c"], ids=str)
 def test_a_row_is_the_same_where_weights_outgrow_caches(backend: Backend, name: str, B: int, threads: Any) -> None:
