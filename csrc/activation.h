@@ -75,6 +75,12 @@ INLINE vec v_tanh(vec x) {
     return x;
 }
 
+/* tanh of n vectors, which do not wait for each other. */
+INLINE void v_tanhs(int n, vec *x) {
+    for (; n >= SEVERAL; n -= SEVERAL, x += SEVERAL) v_sigmoids_tanhs(0, SEVERAL, x);
+    for (; n > 0; n--, x++) *x = v_tanh(*x);
+}
+
 /* exp(x) - 1 for x <= 0 (larger x give 0). Largest error over all float32: 1.1 ulp, 4.2e-8. */
 INLINE vec v_expm1_negative(vec x) {
     vec two_n;

@@ -36,7 +36,8 @@ INLINE void gru_after_forward_as(const step *k, int64_t r, int rows, int64_t p, 
     const frnn_weights *w = k->w;
     const int plain = y || w->plain;
     const int64_t Hp = w->Hp, plane = panels * LANES;
-    vec sum[ROWS_AT_ONCE], updates[ROWS_AT_ONCE] /* or panels of one row */, *at_sum = sum, *at_update = updates;
+    vec candidates[ROWS_AT_ONCE], updates[ROWS_AT_ONCE]; /* or panels of one row */
+    int count = 0;
     for (int i = 0; i < rows; i++, z += 3 * plane)
         for (int j = 0; j < panels; j++) {
             real *gate = k->gates + (r + i) * k->ld + (p + j) * LANES;
@@ -45,21 +46,22 @@ INLINE void gru_after_forward_as(const step *k, int64_t r, int rows, int64_t p, 
             if (plain) v_sigmoids_tanhs(2, 0, x);
             else x[0] = act(&w->act[0], x[0]), x[1] = act(&w->act[0], x[1]);
             const vec reset = x[0], update = x[1], q = v_load(a + 2 * plane);
-            *at_sum++ = v_fma(reset, q, v_load(gate + PLANE_N * Hp));
-            *at_update++ = update;
+            candidates[count] = v_fma(reset, q, v_load(gate + PLANE_N * Hp));
+            updates[count++] = update;
             if (k->keep) {
                 v_store(gate + PLANE_R * Hp, reset);
                 v_store(gate + PLANE_Z * Hp, update);
                 v_store(gate + PLANE_Q * Hp, q);
             }
         }
-    at_sum = sum, at_update = updates;
+    if (plain) v_tanhs(count, candidates);
+    else for (int i = 0; i < count; i++) candidates[i] = act(&w->act[1], candidates[i]);
+    count = 0;
     for (int i = 0; i < rows; i++, r++)
-        for (int j = 0; j < panels; j++) {
+        for (int j = 0; j < panels; j++, count++) {
             const int64_t u = (p + j) * LANES;
-            const vec n = gru_candidate(w, plain, *at_sum++);
-            if (k->keep) v_store(k->gates + r * k->ld + PLANE_N * Hp + u, n);
-            gru_update(k, y, r, u, *at_update++, n);
+            if (k->keep) v_store(k->gates + r * k->ld + PLANE_N * Hp + u, candidates[count]);
+            gru_update(k, y, r, u, updates[count], candidates[count]);
         }
 }
 
@@ -67,6 +69,7 @@ static void gru_after_forward(const step *k, int64_t r, int rows, int64_t p, int
     const block y = k->w->plain ? plain_output(k, p, panels) : (block){0};
     if (y.row && rows == 1 && panels == 1) /* as constants: its vectors then stay in registers */
         gru_after_forward_as(k, r, 1, p, 1, z, &y);
+    else if (y.row && panels == 1) gru_after_forward_as(k, r, rows, p, 1, z, &y);
     else if (y.row) gru_after_forward_as(k, r, rows, p, panels, z, &y);
     else gru_after_forward_as(k, r, rows, p, panels, z, NULL);
 }

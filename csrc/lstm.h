@@ -70,29 +70,31 @@ static void lstm_forward_any(const step *k, int64_t r, int rows, int64_t p, int 
  * y: where it stores its outputs, or NULL: rows that want looking after. */
 INLINE void lstm_forward_plain(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const block *y) {
     const int64_t Hp = k->w->Hp, plane = panels * LANES;
-    vec c[ROWS_AT_ONCE], o[ROWS_AT_ONCE], *at_c = c, *at_o = o;
+    vec c[ROWS_AT_ONCE], o[ROWS_AT_ONCE], u_c[ROWS_AT_ONCE];
+    int n = 0;
     for (int i = 0; i < rows; i++, z += 4 * plane)
-        for (int q = 0; q < panels; q++) {
+        for (int q = 0; q < panels; q++, n++) {
             const int64_t u = (p + q) * LANES;
             const real *a = z + q * LANES;
             vec x[4] = {v_load(a), v_load(a + plane), v_load(a + 3 * plane), v_load(a + 2 * plane)};
             v_sigmoids_tanhs(3, 1, x);
             const vec gate[4] = {x[0], x[1], x[3], x[2]}; /* i f g o */
             lstm_keep(k, r + i, u, 4, gate);
-            *at_c++ = v_fma(gate[1], v_load(k->c_in + (r + i) * Hp + u), gate[0] * gate[2]);
-            *at_o++ = gate[3];
+            u_c[n] = c[n] = v_fma(gate[1], v_load(k->c_in + (r + i) * Hp + u), gate[0] * gate[2]);
+            o[n] = gate[3];
         }
-    at_c = c, at_o = o;
+    v_tanhs(n, u_c);
+    n = 0;
     for (int64_t i = 0; i < rows; i++, r++)
-        for (int64_t q = 0; q < panels; q++, at_c++, at_o++) {
+        for (int64_t q = 0; q < panels; q++, n++) {
             const int64_t u = (p + q) * LANES, at = r * Hp + u;
-            const vec h = *at_o * v_tanh(*at_c);
+            const vec h = o[n] * u_c[n];
             if (y) {
-                v_store(k->c_out + at, *at_c);
+                v_store(k->c_out + at, c[n]);
                 v_store(k->h_out + at, h);
                 put_output(k, y, r, u, h);
             } else {
-                lstm_store(k, r, u, *at_c, h);
+                lstm_store(k, r, u, c[n], h);
             }
         }
 }
@@ -102,6 +104,7 @@ static void lstm_forward(const step *k, int64_t r, int rows, int64_t p, int pane
     if (!k->w->plain) lstm_forward_any(k, r, rows, p, panels, z);
     else if (y.row && rows == 1 && panels == 1) /* as constants: its vectors then stay in registers */
         lstm_forward_plain(k, r, 1, p, 1, z, &y);
+    else if (y.row && panels == 1) lstm_forward_plain(k, r, rows, p, 1, z, &y);
     else if (y.row) lstm_forward_plain(k, r, rows, p, panels, z, &y);
     else lstm_forward_plain(k, r, rows, p, panels, z, NULL);
 }

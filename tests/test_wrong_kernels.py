@@ -69,8 +69,8 @@ lstm.h: no forget gate but forgets
 + c = gate[0] * g
 
 lstm.h: c without tanh
-- *at_o * v_tanh(*at_c)
-+ *at_o * *at_c
+- v_tanhs(n, u_c);
++
 
 lstm.h: o sees the old cell
 - x = v_fma(v_load(eye + v * Hp + u), c, x)
@@ -283,8 +283,8 @@ product.h: one row alone is summed from the end
 + row, (rows == 1 ? K - 1 - k : k) * step, w,
 
 lstm.h: training rounds once more
-- *at_o * v_tanh(*at_c)
-+ *at_o * v_tanh(*at_c) * v_set1(k->keep ? 1 + FLT_EPSILON : 1)
+- h = o[n] * u_c[n]
++ h = o[n] * u_c[n] * v_set1(k->keep ? 1 + FLT_EPSILON : 1)
 
 kernels.h: the third chunk starts anew
 - if (s0 == 0) {
