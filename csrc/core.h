@@ -113,9 +113,6 @@ static inline int frnn_layered(const frnn_run *run) { return run->groups > 1 && 
  * memory takes lines from the other's core, but does not read past a page. */
 enum { FRNN_APART = 4096 };
 
-/* Weights, or rows, of more bytes than so many times L2 come from afar each time that they are read. */
-enum { FRNN_NEAR_L2 = 4 };
-
 /* What there is to pack: six pointers for each track, as in fastrnn.h. */
 typedef struct frnn_packing {
     const frnn_weights *weights;

@@ -85,8 +85,8 @@ typedef void (*pointwise)(const step *, int64_t r, int rows, int64_t p, int pane
 
 /* Whether so many reals come from afar each time that they are read; and whether a call's rows of so many do, and tiles are long
  * enough for what is wanted after one to be on its way while it is summed. */
-INLINE int is_far(const frnn_run *run, int64_t reals) { return reals * (int64_t)sizeof(real) > FRNN_NEAR_L2 * run->l2; }
-enum { FETCH_DEPTH = 64 };
+enum { NEAR_L2 = 4 /* times that is near enough */, FETCH_DEPTH = 64 };
+INLINE int is_far(const frnn_run *run, int64_t reals) { return reals * (int64_t)sizeof(real) > NEAR_L2 * run->l2; }
 INLINE int fetch_ahead(const frnn_run *run, int64_t depth, int64_t reals) {
     return depth >= FETCH_DEPTH && is_far(run, run->rows * reals);
 }

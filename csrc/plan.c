@@ -30,8 +30,8 @@ static const double WAKE_NS = 30000;               /* and a sleeping one */
 static const double SURE = 0.6;                    /* the team's part of the time alone from which on there is no doubt, */
 static const double SMALL_NS = 500000;             /* but for calls as short as that */
 static const double TILE_HEIGHT = 6;               /* rows that one reading of the weights serves */
-static const double STATES_L2 = 0.3; /* the part of L2 for states that all of a group's threads read */
-static const double WAVE_L2 = 0.6; /* the part of L2 for a layer's recurrent weights where its input's pass every few steps */
+static const double TILES_L2 = 2;                  /* times L2 that weights may have for each tile that a thread reads them for */
+static const double WAVE_L2 = 0.6;                 /* the part of L2 for a layer's recurrent weights where its input's pass every few steps */
 
 /* Which of the two. */
 static int narrow(int lanes, int64_t real_size) { return lanes * real_size < 64; }
@@ -567,8 +567,8 @@ static double step_ns(const frnn_run *run, double rows, double part, double l2) 
 }
 
 /* The time of a step for a group of so many threads, and whether they had better share its units than its rows: always where
- * weights fill the last cache, for each that owns rows would fetch them all from memory; and where they come from afar and
- * all rows' states, which each that shares units reads for every panel, are but a part of its own cache. */
+ * weights fill the last cache, for each that owns rows would fetch them all from memory, or are much for the few tiles that it
+ * would fetch them for. */
 static double group_ns(const frnn_run *run, double rows, double threads, double l2, double l3, int *by_panel) {
     const frnn_weights *w = run->weights;
     const double phases = w->spec.proj_size || w->h_vecs == 2 ? 2 : 1, panels = (double)(w->Hp / w->lanes);
@@ -576,8 +576,8 @@ static double group_ns(const frnn_run *run, double rows, double threads, double 
     const double by_rows = step_ns(run, rows / (heads < 1 ? 1 : heads), 1, l2);
     const double part = threads <= 1 ? 1 : 1 / (panels < threads ? panels : threads);
     const double by_panels = step_ns(run, rows, part, l2) + (threads > 1 ? phases * BARRIER_NS : 0);
-    const double size = w->spec.real_size, weights = (double)(w->h_vecs * w->Hp * w->P) * size, states = rows * (double)w->Pp * size;
-    const int far = layer_bytes(w) >= l3 || (weights > FRNN_NEAR_L2 * l2 && states < l2 * STATES_L2);
+    const double weights = (double)(w->h_vecs * w->Hp * w->P * w->spec.real_size), tiles = rows / threads / TILE_HEIGHT;
+    const int far = layer_bytes(w) >= l3 || weights >= TILES_L2 * l2 * (tiles < 1 ? 1 : tiles);
     *by_panel = threads > 1 && (by_panels < by_rows || far);
     return *by_panel ? by_panels : by_rows;
 }
