@@ -73,12 +73,12 @@ TECHNIQUES = (
     technique(
         "several terms in one go of a tile's loop",
         "lstm-inference-h128-b32 gru-inference-h256-b32 rnn-training-h128-b32",
-        ("product.h", "TERMS = VEC_BYTES >= 32 ? 4 : 1", "TERMS = 1"),
+        ("product.h", "#define TERMS (VEC_BYTES >= 32 ? 4 : 1)", "#define TERMS 1"),
     ),
     technique(
         "several small tiles before what comes after their sums",
         "lstm-inference-h16-b32 lstm-inference-h128-b32 gru-training-h64-b32",
-        ("sequence.h", "TILES_AT_ONCE = VEC_BYTES == 32 ? 4 : 1,", "TILES_AT_ONCE = 1,"),
+        ("sequence.h", "#define TILES_AT_ONCE (VEC_BYTES == 32 ? 4 : 1)", "#define TILES_AT_ONCE 1"),
     ),
     technique(
         "weights swept up and down",
@@ -98,12 +98,12 @@ TECHNIQUES = (
     technique(
         "threads that share units, where there are few rows",
         "lstm-inference-h128-b1 gru-inference-h256-b1 lstm-training-h256-b1",
-        ("plan.c", "*by_panel = threads > 1 && (by_panels < by_rows || far);", "*by_panel = 0;"),
+        ("plan.c", "*by_panel = threads > 1 && (by_panels < by_rows || often || layer_bytes(w) >= l3);", "*by_panel = 0;"),
     ),
     technique(
         "threads that own rows, where there are many",
         "lstm-inference-h64-b32 gru-inference-h128-b128 rnn-inference-h64-b8",
-        ("plan.c", "*by_panel = threads > 1 && (by_panels < by_rows || far);", "*by_panel = 1;"),
+        ("plan.c", "*by_panel = threads > 1 && (by_panels < by_rows || often || layer_bytes(w) >= l3);", "*by_panel = 1;"),
     ),
     technique(
         "layers at the same time",

@@ -46,7 +46,7 @@ INLINE const real *operand_row(const frnn_run *run, int64_t k, operand what, pla
 
 /* The rows [n, n + count) of an operand. */
 static void find_rows(const frnn_run *run, int64_t k, operand what, int64_t n, int64_t count, const real **rows) {
-    const int one_by_one = what == INPUT && run->perm; /* sorted rows lie anywhere in the caller's array */
+    const int one_by_one = what == INPUT && input_scattered(run, &run->lanes[k]);
     const int reverse = what == INPUT && k % run->weights->spec.num_directions;
     place at = place_of(run, n);
     for (int64_t i = 0; i < count;) {

@@ -30,7 +30,7 @@ INLINE void gru_update(const step *k, const block *y, int64_t r, int64_t u, vec 
     put_output(k, y, r, u, h);
 }
 
-/* Reset after: z[] holds a_r, a_z and q; a_n waits in its plane. All of a tile's r and z come before the first n, which
+/* Reset after: z[] holds a_r, a_z and q; a_n waits in its plane. All r and z of some tiles come before the first n, which
  * waits for them. y: where the standard cell stores its outputs, or NULL. */
 INLINE void gru_after_forward_as(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const block *y) {
     const frnn_weights *w = k->w;

@@ -90,6 +90,10 @@ INLINE int is_far(const frnn_run *run, int64_t reals) { return reals * (int64_t)
 INLINE int fetch_ahead(const frnn_run *run, int64_t depth, int64_t reals) {
     return depth >= FETCH_DEPTH && is_far(run, run->rows * reals);
 }
+/* Whether weights are, of so many panels and a thread's part of them, which it keeps if that fits its own cache. */
+INLINE int weights_far(const frnn_run *run, int64_t panels, int64_t part, int64_t panel) {
+    return is_far(run, panels * panel) && part * panel * (int64_t)sizeof(real) > run->l2;
+}
 INLINE void fetch_rows(const real *base, int64_t ld, int64_t r, int rows, int64_t u, int64_t units) {
     for (const real *row = base + r * ld + u; rows > 0; rows--, row += ld) fetch(row, units);
 }
@@ -131,7 +135,7 @@ static void run_product(const step *k, const share *me, const scratch *mine, con
     for (int m = 0; m < 8 && m < r1 - r0; m++) a[m] = job->from + m * job->from_ld, in[m] = (real *)start + m * in_ld;
     /* Weights that outgrow a cache are swept up on one step and down on the next: what was read last is still there. */
     const int down = (int)(k->s & 1);
-    const int far = is_far(k->run, job->units / LANES * job->panel);
+    const int far = weights_far(k->run, job->units / LANES, p1 - p0, job->panel);
     for (int64_t left = r0 < r1 ? p1 - p0 : 0; left > 0;) {
         const shape form = shape_of(job->vecs, r1 - r0, left);
         const int64_t p = down ? p0 + left - form.panels : p1 - left, width = form.panels * job->vecs * LANES;
@@ -253,7 +257,7 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
     const int64_t panel = lane->w->wx_panel;
     real *bias[8];
     for (int m = 0; m < 8; m++) bias[m] = lane->w->bx;
-    const int far = is_far(run, w->Hp / LANES * panel);
+    const int far = weights_far(run, w->Hp / LANES, p1 - p, panel);
     int fetch = !lane->x_chunked && fetch_ahead(run, I, lane->x_ld); /* once: the next panels find these rows near */
     while (p < p1 && rows) {
         const shape form = shape_of(w->gates, rows, p1 - p);

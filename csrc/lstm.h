@@ -66,7 +66,7 @@ static void lstm_forward_any(const step *k, int64_t r, int rows, int64_t p, int 
         }
 }
 
-/* The standard cell: no switches between its vectors, and all of a tile's c before the first u(c), which waits for it.
+/* The standard cell: no switches between its vectors, and all c of some tiles before the first u(c), which waits for it.
  * y: where it stores its outputs, or NULL: rows that want looking after. */
 INLINE void lstm_forward_plain(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const block *y) {
     const int64_t Hp = k->w->Hp, plane = panels * LANES;

@@ -577,8 +577,8 @@ static double group_ns(const frnn_run *run, double rows, double threads, double 
     const double part = threads <= 1 ? 1 : 1 / (panels < threads ? panels : threads);
     const double by_panels = step_ns(run, rows, part, l2) + (threads > 1 ? phases * BARRIER_NS : 0);
     const double weights = (double)(w->h_vecs * w->Hp * w->P * w->spec.real_size), tiles = rows / threads / TILE_HEIGHT;
-    const int far = layer_bytes(w) >= l3 || weights >= TILES_L2 * l2 * (tiles < 1 ? 1 : tiles);
-    *by_panel = threads > 1 && (by_panels < by_rows || far);
+    const int often = panels >= 2 * threads && weights >= TILES_L2 * l2 * (tiles < 1 ? 1 : tiles);
+    *by_panel = threads > 1 && (by_panels < by_rows || often || layer_bytes(w) >= l3);
     return *by_panel ? by_panels : by_rows;
 }
 

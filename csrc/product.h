@@ -14,7 +14,9 @@
 /* The terms that a loop over them takes at once: its own instructions are then few among the multiply-adds, which tells where
  * a core's other thread, a neighbour's on a virtual machine, has half of what it can issue. Not where the compiler would take more
  * registers for it than there are. */
-enum { TERMS = VEC_BYTES >= 32 ? 4 : 1 };
+#ifndef TERMS
+#define TERMS (VEC_BYTES >= 32 ? 4 : 1)
+#endif
 
 /* What a tile asks for while it sums, for the next panel's to find it in L2: with every TERMS terms some lines, the first at
  * `at`, `apart` bytes from one to the next, then those `pace` bytes further on. */
@@ -33,12 +35,13 @@ typedef struct edge {
     const ahead *next; /* of a start: what to ask for, where tiles do */
 } edge;
 
-/* A term of all sums: a[m][0] w[q][v]. A tile of rows loads its vectors once; but one may be an operand in memory, which takes
- * an instruction less, if that leaves the loads fewer than the multiply-adds. At one row all are. */
-INLINE void add_term(const int rows, const int panels, const int vecs, const real *const *row, int64_t k, const real *w,
+/* A term of all sums: a[m][k] w[q][v]. A tile of rows loads its vectors once; but one may be an operand in memory, which takes
+ * an instruction less, if they are `packed`, so that none lies across two lines, and that leaves the loads fewer than the
+ * multiply-adds. At one row all are. */
+INLINE void add_term(const int rows, const int packed, const int panels, const int vecs, const real *const *row, int64_t k, const real *w,
                      int64_t panel, vec *sum) {
-    const int loaded = panels * vecs, one = loaded - 1 + 2 * rows < rows * loaded;
-    const int held = rows == 1 ? 0 : loaded - one;
+    const int loaded = panels * vecs, in_memory = packed && loaded - 1 + 2 * rows < rows * loaded;
+    const int held = rows == 1 ? 0 : loaded - in_memory;
     vec f[16];
     UNROLL for (int j = 0; j < held; j++) f[j] = v_load(w + j / vecs * panel + j % vecs * LANES);
     UNROLL for (int m = 0; m < rows; m++) {
@@ -51,10 +54,10 @@ INLINE void add_term(const int rows, const int panels, const int vecs, const rea
 }
 
 /* out[m][q][v] = in[m][q][v] + sum_k a[m][at + k * step] w[q][k][v], where the vectors v of one k stand side by side, those of
- * the next k `line` reals behind, those of the next q `panel`. asking: for one of how many tiles it asks ahead, or 0. */
+ * the next k `line` reals behind, those of the next q `panel`. asking: 0, or by how many tiles the next panel is asked for. */
 INLINE void tile(const int rows, const int asking, const int panels, const int vecs, const int64_t step, const real *const *a,
                  int64_t at, int64_t K, const real *w, int64_t line, int64_t panel, const edge *in, const edge *out) {
-    const int loaded = panels * vecs;
+    const int loaded = panels * vecs, packed = step == 1; /* else weight gradients' operands, which may be a caller's rows */
     vec sum[32];
     const real *row[8];
     const char *ask = asking ? in->next->at : NULL;
@@ -70,9 +73,9 @@ INLINE void tile(const int rows, const int asking, const int panels, const int v
             UNROLL for (int i = 0; i < lines_asked(loaded, asking); i++) __builtin_prefetch(ask + i * in->next->apart, 0, 2);
             ask += in->next->pace;
         }
-        UNROLL for (int i = 0; i < TERMS; i++) add_term(rows, panels, vecs, row, (k + i) * step, w + i * line, panel, sum);
+        UNROLL for (int i = 0; i < TERMS; i++) add_term(rows, packed, panels, vecs, row, (k + i) * step, w + i * line, panel, sum);
     }
-    for (; k < K; k++, w += line) add_term(rows, panels, vecs, row, k * step, w, panel, sum);
+    for (; k < K; k++, w += line) add_term(rows, packed, panels, vecs, row, k * step, w, panel, sum);
     UNROLL for (int m = 0; m < rows; m++)
         UNROLL for (int q = 0; q < panels; q++)
             UNROLL for (int v = 0; v < vecs; v++)
@@ -161,22 +164,20 @@ INLINE int tile_rows(int64_t left, int most) {
     return (int)((rows + tiles - 1) / tiles);
 }
 
-/* The tiles of a panel that are to ask for the next one: with which functions, and what; `part` bytes go to each of a term's lines
- * before the next tile goes on there. */
+/* The tiles of a panel that are to ask for the next one: how many, with which functions, and what; each asks for `part` bytes
+ * from every place where it begins. */
 typedef struct askers {
     const tile_fn *fn;
     int64_t tiles, part;
     ahead next;
 } askers;
 
-/* Those of `rows` rows and K terms, the next panel being at w: all tiles, or the first MOST_ASKING, for the same line is not to be
- * asked for often. A single one cannot. */
-enum { MOST_ASKING = 16 };
+/* Those of `rows` rows and K terms, the next panel being at w. A single one cannot. */
 INLINE askers ask_for(const shape *form, int vecs, int64_t rows, int64_t K, const real *w) {
-    const int64_t tiles = (rows + form->most - 1) / form->most, by = tiles < MOST_ASKING ? tiles : MOST_ASKING;
-    if (!form->asking || tiles < 2 || K < TERMS) return (askers){0};
-    const int as = tiles < 4 ? 0 : tiles < 8 ? 1 : 2;
-    const int64_t bytes = K * form->panels * vecs * VEC_BYTES / lines_asked(form->panels * vecs, 2 << as), times = K / TERMS;
+    const int64_t tiles = (rows + form->most - 1) / form->most, times = K / TERMS;
+    if (!form->asking || tiles < 2 || times == 0) return (askers){0};
+    const int as = tiles < 4 ? 0 : tiles < 8 ? 1 : 2, by = 2 << as;
+    const int64_t bytes = K * form->panels * vecs * VEC_BYTES / lines_asked(form->panels * vecs, by);
     const int64_t pace = (bytes + times * by - 1) / (times * by), part = times * pace;
     return (askers){form->asking[as], by, part, {(const char *)w - part, pace, bytes}};
 }

@@ -64,7 +64,12 @@ static void fall_behind(const frnn_run *run, int chunks) {
 /* A vector of units in a row of n reals: how many lanes are real. */
 INLINE int lanes_left(int64_t n, int64_t u) { return n - u < LANES ? (int)(n - u) : LANES; }
 
-/* A thread's scratch memory: a tile's outcome, row pointers of a chunk, rows stacked for a step, and operands packed for weight
+/* Tiles whose sums wait for what comes after them: with AVX2 one is but three rows. */
+#ifndef TILES_AT_ONCE
+#define TILES_AT_ONCE (VEC_BYTES == 32 ? 4 : 1)
+#endif
+
+/* A thread's scratch memory: some tiles' outcome, row pointers of a chunk, rows stacked for a step, and operands packed for weight
  * gradients. */
 enum {
     GRAD_ROWS = 512,
@@ -72,7 +77,6 @@ enum {
     GROUP = GRAD_VECS * LANES,
     MANY_COLUMNS = VEC_BYTES == 32, /* where they come from L3 rather than from L2, see grad_columns */
     GRAD_COLUMNS = ((MANY_COLUMNS ? 2048 / (int)sizeof(real) : 256) + GROUP - 1) / GROUP * GROUP,
-    TILES_AT_ONCE = VEC_BYTES == 32 ? 4 : 1, /* whose sums wait for what comes after them: with AVX2 a tile is but three rows */
     ROWS_AT_ONCE = TILES_AT_ONCE * 8,
     TILE_VECS = TILES_AT_ONCE == 1 ? 32 : TILES_AT_ONCE * ACCUMULATORS
 };

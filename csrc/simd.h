@@ -29,12 +29,11 @@ typedef int32_t bits_t;
 #define PER_TYPE(f32, f64) f32
 #endif
 
-/* REGISTERS: of vectors. ACCUMULATORS: how many of them a product may sum in, leaving room for its operands. */
+/* ACCUMULATORS: how many of the vector registers a product may sum in, leaving room for its operands. */
 #if defined(FRNN_ISA_AVX512)
 #include <immintrin.h>
 #define FRNN_ISA_NAME "avx512"
 #define VEC_BYTES 64
-#define REGISTERS 32
 #define ACCUMULATORS 24
 #define V_ZIP PER_TYPE(ZIP16, ZIP8)
 #define V_OP(op) PER_TYPE(_mm512_##op##_ps, _mm512_##op##_pd)
@@ -42,7 +41,6 @@ typedef int32_t bits_t;
 #include <immintrin.h>
 #define FRNN_ISA_NAME "avx2"
 #define VEC_BYTES 32
-#define REGISTERS 16
 #define ACCUMULATORS 12
 #define V_ZIP PER_TYPE(ZIP8, ZIP4)
 #define V_OP(op) PER_TYPE(_mm256_##op##_ps, _mm256_##op##_pd)
@@ -50,14 +48,12 @@ typedef int32_t bits_t;
 #include <arm_neon.h>
 #define FRNN_ISA_NAME "neon"
 #define VEC_BYTES 16
-#define REGISTERS 32
 #define ACCUMULATORS 24
 #define V_ZIP PER_TYPE(ZIP4, ZIP2)
 #define V_OP(op) PER_TYPE(v##op##q_f32, v##op##q_f64)
 #else
 #define FRNN_ISA_NAME "generic"
 #define VEC_BYTES 16
-#define REGISTERS 16
 #define ACCUMULATORS 12
 #define V_ZIP PER_TYPE(ZIP4, ZIP2)
 #endif
@@ -115,7 +111,7 @@ INLINE vec v_zero(void) { return (vec){0}; }
 
 /* sum += a b, in the very register where sum is, with b in one too, or read from memory by the multiply-add itself. Left to
  * choose between these forms, GCC moves sums about and loads what is used a few times each time. */
-#if defined(FRNN_ISA_AVX512) || defined(FRNN_ISA_AVX2)
+#if (defined(FRNN_ISA_AVX512) || defined(FRNN_ISA_AVX2)) && !defined(__SANITIZE_ADDRESS__) /* which does not look into asm */
 #define V_ADD_PRODUCT "vfmadd231" PER_TYPE("ps", "pd") " %2, %1, %0"
 INLINE void v_add_product(vec *sum, vec a, vec b) { __asm__(V_ADD_PRODUCT : "+v"(*sum) : "v"(a), "v"(b)); }
 INLINE void v_add_product_at(vec *sum, vec a, const real *b) {

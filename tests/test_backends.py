@@ -311,7 +311,7 @@ def test_a_row_is_the_same_in_any_batch(backend: Backend, name: str, B: int) -> 
 def test_a_row_is_the_same_where_weights_outgrow_caches(backend: Backend, name: str, B: int, threads: Any) -> None:
     """Several tiles then ask for the next ones' weights while they sum; a row alone has one tile."""
     threads(1)
-    net = Net(backend, name, 2, B, 3, 1030)
+    net = Net(backend, name, 2, B, 3, 1030, 2)
 
     def run(rows: slice) -> tuple[np.ndarray, ...]:
         y, _, tape = net(rows=rows, train=True)

@@ -32,7 +32,8 @@ import probe
 
 CSRC = Path(__file__).parents[1] / "csrc"
 CC = shlex.split(os.environ.get("CC", "cc"))
-FLAGS = ["-std=gnu11", "-O0", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-w"]
+# Terms and tiles go as they do with AVX2, for mistakes there to show.
+FLAGS = ["-std=gnu11", "-O0", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-w", "-DTERMS=4", "-DTILES_AT_ONCE=4"]
 GENERIC = promises.Backend("c", "generic")
 
 
@@ -243,6 +244,26 @@ kernels.h: every row of x comes with the first one's h
 kernels.h: the reverse direction stacks up x in time order
 - input_row(run, lane, k->reverse, k->s, r);
 + input_row(run, lane, 0, k->s, r);
+
+kernels.h: sorted rows are read forwards
+- if (scattered) from = input_row(run, lane, reverse, s, r);
++ if (scattered) from = input_row(run, lane, 0, s, r);
+
+sequence.h: sorted rows are read in the caller's order
+- return run->perm && !lane->x_packed; }
++ return 0 && lane; }
+
+kernels.h: tiles that go on together have the first one's place
+- end_at.at = (r - done) * width;
++ end_at.at = 0;
+
+product.h: the terms after the last four are left out
+- for (; k < K; k++, w += line)
++ for (; rows == 1 && k < K; k++, w += line)
+
+product.h: four terms on, the weights are one on
+- k += TERMS, w += TERMS * line)
++ k += TERMS, w += line)
 
 product.h: every tile reads the first one's rows
 - row[m] = a[m] + at;
