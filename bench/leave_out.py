@@ -40,6 +40,8 @@ def technique(name: str, cases: str, *without: tuple[str, str, str]) -> Techniqu
     return Technique(name, without, tuple(map(case, cases.split())))
 
 
+BY_PANEL = "*by_panel = threads > 1 && (by_panels < by_rows || often || layer_bytes(w) >= l3);"
+
 TECHNIQUES = (
     technique(
         "input products for many steps at once",
@@ -98,12 +100,12 @@ TECHNIQUES = (
     technique(
         "threads that share units, where there are few rows",
         "lstm-inference-h128-b1 gru-inference-h256-b1 lstm-training-h256-b1",
-        ("plan.c", "*by_panel = threads > 1 && (by_panels < by_rows || often || layer_bytes(w) >= l3);", "*by_panel = 0;"),
+        ("plan.c", BY_PANEL, "*by_panel = 0;"),
     ),
     technique(
         "threads that own rows, where there are many",
         "lstm-inference-h64-b32 gru-inference-h128-b128 rnn-inference-h64-b8",
-        ("plan.c", "*by_panel = threads > 1 && (by_panels < by_rows || often || layer_bytes(w) >= l3);", "*by_panel = 1;"),
+        ("plan.c", BY_PANEL, "*by_panel = 1;"),
     ),
     technique(
         "layers at the same time",
