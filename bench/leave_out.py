@@ -70,7 +70,7 @@ TECHNIQUES = (
     technique(
         "a vector of weights loaded once, however few the rows",
         "lstm-inference-h64-b8 lstm-inference-h128-b8",
-        ("product.h", "held = rows == 1 ? 0 : loaded - one;", "held = 0;"),
+        ("product.h", "held = rows == 1 ? 0 : loaded - in_memory;", "held = 0;"),
     ),
     technique(
         "several terms in one go of a tile's loop",
