@@ -14,6 +14,9 @@
 /* The terms that a loop over them takes at once: its own instructions are then few among the multiply-adds, which tells where
  * a core's other thread, a neighbour's on a virtual machine, has half of what it can issue. Not where the compiler would take more
  * registers for it than there are. */
+#if defined(__SANITIZE_ADDRESS__) && !defined(TERMS)
+#define TERMS 1 /* to check all four would take the compiler minutes */
+#endif
 #ifndef TERMS
 #define TERMS (VEC_BYTES >= 32 ? 4 : 1)
 #endif
