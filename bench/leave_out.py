@@ -158,6 +158,13 @@ TECHNIQUES = (
         ("sequence.h", "if (!lane->y) return (block){k->h_out, k->w->Pp};", "return (block){0};"),
     ),
     technique(
+        "rows of a ragged batch addressed once, too",
+        "rnn-inference-h128-b32-ragged gru-inference-h128-b32-ragged rnn-training-h128-b32-ragged",
+        ("sequence.h", "if (lane->mask || (p +", "if (lane->mask || k->run->perm || (p +"),
+        ("sequence.h", "if (!lane->dy || lane->mask ||", "if (!lane->dy || lane->mask || k->run->perm ||"),
+        ("gradient.h", "const int direct = !reverse &&", "const int direct = !reverse && !run->perm &&"),
+    ),
+    technique(
         "small calls timed alone and by the team",
         "rnn-training-h16-b8 lstm-inference-h64-b1 rnn-training-h64-b1",
         ("plan.c", "if (!choose_by_trial(doubt, run->B * 64 + bucket)) return doubt;", ""),

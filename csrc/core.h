@@ -87,7 +87,9 @@ typedef struct frnn_run {
     const frnn_call *call;
     const frnn_grads *grads;
     int64_t T, B, rows; /* rows: real steps, the sum of the lengths */
-    const int64_t *perm, *length, *active, *first; /* NULL without lengths; [B] sorted, [B], [T+1], [T+1] */
+    /* NULL without lengths; of sorted rows [B] which of the caller's each is, its length, and where its last step stands in the
+     * caller's [T, B] rows; of steps, [T+1]. */
+    const int64_t *perm, *length, *last, *active, *first;
     frnn_lane *lanes; /* [L*D] */
     int taped;
     int64_t chunk;       /* steps whose input product is made at once; that groups of layers hand over at once */

@@ -239,31 +239,32 @@ static void input_grad(const frnn_run *run, const scratch *mine, int64_t k, real
     const int reverse = (int)(k % w->spec.num_directions);
     const int64_t I = lane->w->I, panels = (I + LANES - 1) / LANES, depth = w->gates * w->Hp, ld = w->planes * w->Hp;
     const int64_t low = n0 + (n1 - n0) * rank / size, high = n0 + (n1 - n0) * (rank + 1) / size;
-    const int direct = !reverse && !run->perm && I % LANES == 0; /* a tile may then write to dx itself, row by row */
+    const int direct = !reverse && I % LANES == 0, even = direct && !run->perm; /* a tile may write to dx itself; in order */
     static const real zeros[TILE_VECS * LANES];
     for (int64_t p = 0; p < panels;) {
         const shape form = shape_of(1, high - low, panels - p);
         const int64_t width = form.panels * LANES;
         const real *a[8];
-        real *in[8], *out[8];
+        real *in[8], *out[8], *to[8];
         for (int m = 0; m < form.most && m < high - low; m++)
-            a[m] = (const real *)lane->gates + m * ld, in[m] = (real *)zeros, out[m] = direct ? dx + m * I : mine->z + m * width;
+            a[m] = (const real *)lane->gates + m * ld, in[m] = (real *)zeros, out[m] = mine->z + m * width, to[m] = dx + m * I;
         const edge start_at = {in, 0, 0};
         place at = place_of(run, low);
         for (int64_t n = low; n < high;) {
             const int rows = tile_rows(high - n, form.most);
-            const edge end_at = {out, direct ? n * I + p * LANES : 0, 0};
-            form.fn[rows](a, n * ld, depth, (const real *)lane->w->wxt + p * depth * LANES, depth * LANES, &start_at, &end_at);
-            n += rows;
-            for (int m = 0; m < rows && !direct; m++) {
-                real *to = dx + outer_row(run, reverse, at.s, at.r) * I + p * LANES;
-                for (int q = 0; q < form.panels; q++, to += LANES) {
-                    const vec d = v_load(out[m] + q * LANES);
-                    const int lanes = lanes_left(I, (p + q) * LANES);
-                    v_store_n(to, reverse ? d + v_load_n(to, lanes) : d, lanes);
-                }
+            const edge end_at = {direct ? to : out, even ? n * I + p * LANES : 0, 0};
+            for (int m = 0; m < rows && !even; m++) {
+                to[m] = dx + outer_row(run, reverse, at.s, at.r) * I + p * LANES;
                 if (++at.r == active(run, at.s)) at.r = 0, at.s++;
             }
+            form.fn[rows](a, n * ld, depth, (const real *)lane->w->wxt + p * depth * LANES, depth * LANES, &start_at, &end_at);
+            n += rows;
+            for (int m = 0; m < rows && !direct; m++)
+                for (int q = 0; q < form.panels; q++, to[m] += LANES) {
+                    const vec d = v_load(out[m] + q * LANES);
+                    const int lanes = lanes_left(I, (p + q) * LANES);
+                    v_store_n(to[m], reverse ? d + v_load_n(to[m], lanes) : d, lanes);
+                }
         }
         p += form.panels;
     }

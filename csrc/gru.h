@@ -67,10 +67,12 @@ INLINE void gru_after_forward_as(const step *k, int64_t r, int rows, int64_t p, 
 
 static void gru_after_forward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
     const block y = k->w->plain ? plain_output(k, p, panels) : (block){0};
-    if (y.row && rows == 1 && panels == 1) /* as constants: its vectors then stay in registers */
-        gru_after_forward_as(k, r, 1, p, 1, z, &y);
-    else if (y.row && panels == 1) gru_after_forward_as(k, r, rows, p, 1, z, &y);
-    else if (y.row) gru_after_forward_as(k, r, rows, p, panels, z, &y);
+    const block even = in_order(y);
+    if (y.place) gru_after_forward_as(k, r, rows, p, panels, z, &y);
+    else if (y.row && rows == 1 && panels == 1) /* as constants: its vectors then stay in registers */
+        gru_after_forward_as(k, r, 1, p, 1, z, &even);
+    else if (y.row && panels == 1) gru_after_forward_as(k, r, rows, p, 1, z, &even);
+    else if (y.row) gru_after_forward_as(k, r, rows, p, panels, z, &even);
     else gru_after_forward_as(k, r, rows, p, panels, z, NULL);
 }
 
@@ -109,7 +111,9 @@ INLINE void gru_after_backward_as(const step *k, int64_t r, int rows, int64_t p,
 
 static void gru_after_backward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
     const block dy = k->w->plain ? plain_output_grad(k, p, panels) : (block){0};
-    if (dy.row) gru_after_backward_as(k, r, rows, p, panels, z, &dy);
+    const block even = in_order(dy);
+    if (dy.place) gru_after_backward_as(k, r, rows, p, panels, z, &dy);
+    else if (dy.row) gru_after_backward_as(k, r, rows, p, panels, z, &even);
     else gru_after_backward_as(k, r, rows, p, panels, z, NULL);
 }
 

@@ -106,7 +106,7 @@ static void fetch_step(const step *k, int64_t r, int rows, int64_t p, int panels
     for (int v = 0; v < w->planes; v++) fetch_rows(k->gates + v * w->Hp, k->ld, r, rows, u, units);
     if (k->c_in) fetch_rows(k->c_in, w->Hp, r, rows, u, units);
     else fetch_rows(k->h_in, w->Pp, r, rows, u, units);
-    if (dy.row) fetch_rows(dy.row, dy.ld, r, rows, u, units);
+    for (int i = 0; dy.row && i < rows; i++) fetch(row_of(&dy, r + i) + u, units);
 }
 
 /* A product over rows of the batch: K terms of each of from [rows, from_ld] times panels w of `units` outputs, `panel` reals

@@ -101,11 +101,13 @@ INLINE void lstm_forward_plain(const step *k, int64_t r, int rows, int64_t p, in
 
 static void lstm_forward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
     const block y = k->m || k->lane->cells ? (block){0} : plain_output(k, p, panels);
+    const block even = in_order(y);
     if (!k->w->plain) lstm_forward_any(k, r, rows, p, panels, z);
+    else if (y.place) lstm_forward_plain(k, r, rows, p, panels, z, &y);
     else if (y.row && rows == 1 && panels == 1) /* as constants: its vectors then stay in registers */
-        lstm_forward_plain(k, r, 1, p, 1, z, &y);
-    else if (y.row && panels == 1) lstm_forward_plain(k, r, rows, p, 1, z, &y);
-    else if (y.row) lstm_forward_plain(k, r, rows, p, panels, z, &y);
+        lstm_forward_plain(k, r, 1, p, 1, z, &even);
+    else if (y.row && panels == 1) lstm_forward_plain(k, r, rows, p, 1, z, &even);
+    else if (y.row) lstm_forward_plain(k, r, rows, p, panels, z, &even);
     else lstm_forward_plain(k, r, rows, p, panels, z, NULL);
 }
 
@@ -175,7 +177,9 @@ INLINE void lstm_backward_as(const step *k, int64_t r, int rows, int64_t p, int 
 
 static void lstm_backward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
     const block dy = k->w->plain && !k->m ? plain_output_grad(k, p, panels) : (block){0};
-    if (dy.row) lstm_backward_as(k, r, rows, p, panels, z, 1, &dy);
+    const block even = in_order(dy);
+    if (dy.place) lstm_backward_as(k, r, rows, p, panels, z, 1, &dy);
+    else if (dy.row) lstm_backward_as(k, r, rows, p, panels, z, 1, &even);
     else if (k->w->plain) lstm_backward_as(k, r, rows, p, panels, z, 1, NULL);
     else lstm_backward_as(k, r, rows, p, panels, z, 0, NULL);
 }

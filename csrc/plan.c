@@ -382,8 +382,9 @@ static void lay_out_lengths(frnn_run *run, arena *a) {
     const frnn_call *c = run->call;
     if (!c->lengths) return;
     int64_t *const perm = take(a, run->B, sizeof *perm), *const length = take(a, run->B, sizeof *length);
+    int64_t *const last = take(a, run->B, sizeof *last);
     int64_t *const active = take(a, run->T + 1, sizeof *active), *const first = take(a, run->T + 1, sizeof *first);
-    run->perm = perm, run->length = length, run->active = active, run->first = first;
+    run->perm = perm, run->length = length, run->last = last, run->active = active, run->first = first;
     if (!a->base) return;
     memset(active, 0, (size_t)(run->T + 1) * sizeof *active);
     for (int64_t b = 0; b < run->B; b++)
@@ -395,6 +396,7 @@ static void lay_out_lengths(frnn_run *run, arena *a) {
         const int64_t r = c->lengths[b] < run->T ? first[c->lengths[b]]++ : first[run->T]++;
         perm[r] = b;
         length[r] = c->lengths[b];
+        last[r] = (length[r] - 1) * run->B + b;
     }
     first[0] = 0;
     for (int64_t s = 0; s < run->T; s++) first[s + 1] = first[s] + active[s];

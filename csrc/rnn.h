@@ -22,7 +22,9 @@ INLINE void rnn_forward_as(const step *k, int64_t r, int rows, int64_t p, int pa
 
 static void rnn_forward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
     const block y = k->w->plain ? plain_output(k, p, panels) : (block){0};
-    if (y.row) rnn_forward_as(k, r, rows, p, panels, z, &y);
+    const block even = in_order(y);
+    if (y.place) rnn_forward_as(k, r, rows, p, panels, z, &y);
+    else if (y.row) rnn_forward_as(k, r, rows, p, panels, z, &even);
     else rnn_forward_as(k, r, rows, p, panels, z, NULL);
 }
 
@@ -43,7 +45,9 @@ INLINE void rnn_backward_as(const step *k, int64_t r, int rows, int64_t p, int p
 
 static void rnn_backward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
     const block dy = k->w->plain ? plain_output_grad(k, p, panels) : (block){0};
-    if (dy.row) rnn_backward_as(k, r, rows, p, panels, z, &dy);
+    const block even = in_order(dy);
+    if (dy.place) rnn_backward_as(k, r, rows, p, panels, z, &dy);
+    else if (dy.row) rnn_backward_as(k, r, rows, p, panels, z, &even);
     else rnn_backward_as(k, r, rows, p, panels, z, NULL);
 }
 

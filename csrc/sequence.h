@@ -15,10 +15,15 @@ INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t active(const frnn_run *run, int64_t s) { return run->active ? run->active[s] : s < run->T ? run->B : 0; }
 INLINE int64_t first(const frnn_run *run, int64_t s) { return run->first ? run->first[s] : s * run->B; }
 
-/* The row of the caller's [T, B] arrays that sorted row r reads and writes at step s. */
+/* The row of the caller's [T, B] arrays that sorted row r reads and writes at step s: a step's rows lie in order from
+ * step_row() on, or with lengths at so many rows behind it as places() says. */
+INLINE const int64_t *places(const frnn_run *run, int reverse) { return reverse ? run->last : run->perm; }
+INLINE int64_t step_row(const frnn_run *run, int reverse, int64_t s) {
+    return (reverse ? (run->perm ? 0 : run->T - 1) - s : s) * run->B;
+}
 INLINE int64_t outer_row(const frnn_run *run, int reverse, int64_t s, int64_t r) {
-    if (!run->perm) return (reverse ? run->T - 1 - s : s) * run->B + r;
-    return (reverse ? run->length[r] - 1 - s : s) * run->B + run->perm[r];
+    const int64_t *const place = places(run, reverse);
+    return step_row(run, reverse, s) + (place ? place[r] : r);
 }
 INLINE int64_t outer_batch(const frnn_run *run, int64_t r) { return run->perm ? run->perm[r] : r; }
 INLINE int64_t steps_of(const frnn_run *run, int64_t r) { return run->length ? run->length[r] : run->T; }
@@ -100,7 +105,7 @@ typedef struct step {
     int64_t ld;  /* of a gates row */
     real *gates; /* the gates rows of this step; the others likewise */
     real *h_in, *h_out, *c_in, *c_out, *m, *dh;
-    int64_t y_row, y_origin; /* without lengths the row of y that row 0 writes; with, what y's rows are counted from */
+    int64_t y_row, y_origin; /* of y: step_row(), and the caller's row that y begins with */
 } step;
 
 /* Row 0 of a taped sequence of states at step s: index 0 is the initial one. */
@@ -141,7 +146,7 @@ INLINE step step_at(const frnn_run *run, const share *me, int64_t k, int64_t s) 
     const int reverse = (int)(k % w->spec.num_directions);
     return (step){
         .run = run, .w = w, .lane = lane, .me = me, .s = s, .k = k, .reverse = reverse,
-        .y_row = (reverse ? run->T - 1 - s : s) * run->B - y_origin, .y_origin = y_origin,
+        .y_row = step_row(run, reverse, s) - y_origin, .y_origin = y_origin,
         .keep = run->taped, .ld = w->planes * w->Hp, .gates = gates_row(run, me, lane, s),
         .h_in = state_row(run, me, lane->h, w->Pp, s), .h_out = state_row(run, me, lane->h, w->Pp, s + 1),
         .c_in = state_row(run, me, lane->c, w->Hp, s), .c_out = state_row(run, me, lane->c, w->Hp, s + 1),
@@ -184,29 +189,42 @@ INLINE void step_back(step *k) {
 
 /* The row of y, and of its gradient, that row r writes. */
 INLINE int64_t output_row(const step *k, int64_t r) {
-    return k->run->perm ? outer_row(k->run, k->reverse, k->s, r) - k->y_origin : k->y_row + r;
+    const int64_t *const place = places(k->run, k->reverse);
+    return k->y_row + (place ? place[r] : r);
 }
 
-/* Rows that stand in order, one below the other: row r at row + r * ld. */
+/* A step's rows of y or its gradient: in order from `row` on, or at their places, counted from row `from` of all. */
 typedef struct block {
     real *row; /* or NULL */
     int64_t ld;
+    const int64_t *place;
+    int64_t from;
 } block;
 
-/* This step's rows of output, where a tile may store to them as to h: in order, whole vectors, no mask; where none is asked
- * for, h itself. Looked up once for the tile: after each store the compiler would have to look again. */
+INLINE block block_at(const step *k, const void *rows) {
+    const int64_t *const place = places(k->run, k->reverse);
+    const int64_t ld = k->lane->y_ld;
+    return (block){(real *)rows + (place ? 0 : k->y_row * ld), ld, place, k->y_row};
+}
+INLINE real *row_of(const block *b, int64_t r) { return b->row + (b->place ? b->from + b->place[r] : r) * b->ld; }
+
+/* The same, known to be in order: what is made for it does not look. */
+INLINE block in_order(block b) { return (block){b.row, b.ld}; }
+
+/* This step's rows of output, where a tile may store to them as to h: whole vectors, no mask; where none is asked for, h
+ * itself. Looked up once for the tile: after each store the compiler would have to look again. */
 INLINE block plain_output(const step *k, int64_t p, int panels) {
     const frnn_lane *lane = k->lane;
     if (!lane->y) return (block){k->h_out, k->w->Pp};
-    if (lane->mask || k->run->perm || (p + panels) * LANES > k->w->P) return (block){0};
-    return (block){(real *)lane->y + k->y_row * lane->y_ld, lane->y_ld};
+    if (lane->mask || (p + panels) * LANES > k->w->P) return (block){0};
+    return block_at(k, lane->y);
 }
 
 /* Write units [u, u + LANES) of an output h of row r, as the layer above or the caller wants it: to y, or where y is NULL
  * as the lane says. */
 INLINE void put_output(const step *k, const block *y, int64_t r, int64_t u, vec h) {
     if (y) {
-        v_store(y->row + r * y->ld + u, h);
+        v_store(row_of(y, r) + u, h);
         return;
     }
     if (!k->lane->y) return;
@@ -219,13 +237,13 @@ INLINE void put_output(const step *k, const block *y, int64_t r, int64_t u, vec 
 /* The same for the rows of its gradient. */
 INLINE block plain_output_grad(const step *k, int64_t p, int panels) {
     const frnn_lane *lane = k->lane;
-    if (!lane->dy || lane->mask || k->run->perm || (p + panels) * LANES > k->w->P) return (block){0};
-    return (block){(real *)lane->dy + k->y_row * lane->y_ld, lane->y_ld};
+    if (!lane->dy || lane->mask || (p + panels) * LANES > k->w->P) return (block){0};
+    return block_at(k, lane->dy);
 }
 
 /* dL/dh of row r as the caller or the layer above gives it. */
 INLINE vec get_output_grad(const step *k, const block *dy, int64_t r, int64_t u) {
-    if (dy) return v_load(dy->row + r * dy->ld + u);
+    if (dy) return v_load(row_of(dy, r) + u);
     if (!k->lane->dy) return v_zero();
     const int64_t at = output_row(k, r) * k->lane->y_ld + u;
     const int n = lanes_left(k->w->P, u);

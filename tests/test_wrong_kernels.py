@@ -138,8 +138,8 @@ kernels.h: states stand in sorted order
 + v_store_n(to + r * n + u,
 
 sequence.h: reverse starts in the padding
-- (reverse ? run->length[r] - 1 - s : s)
-+ (reverse ? run->T - 1 - s : s)
+- return step_row(run, reverse, s) + (place ? place[r] : r);
++ return (reverse ? run->T - 1 - s : s) * run->B + (place ? run->perm[r] : r);
 
 kernels.h: reverse reads forwards
 - from = input_row(run, lane, reverse, s, me->r0);
@@ -190,7 +190,7 @@ activation.h: a tanh of twenty bits
 + y[i] = y[i] / (y[i] + v_set1(2)) * v_set1(1.000002);
 
 gradient.h: the second direction's dx replaces the first's
-- reverse ? d + v_load_n(to, lanes) : d, lanes
+- reverse ? d + v_load_n(to[m], lanes) : d, lanes
 + d, lanes
 
 gradient.h: o's peephole gradient takes the old cell
@@ -198,12 +198,16 @@ gradient.h: o's peephole gradient takes the old cell
 + CELL
 
 sequence.h: outputs go unmasked to the layer above
-- if (lane->mask || k->run->perm ||
-+ if (k->run->perm ||
+- if (lane->mask || (p +
++ if ((p +
 
-sequence.h: outputs stand in sorted order
-- if (lane->mask || k->run->perm ||
-+ if (lane->mask ||
+sequence.h: a sorted row stands at another's place
+- b->from + b->place[r] : r
++ b->from + b->place[r ? r - 1 : r] : r
+
+gradient.h: sorted rows of the input's gradient know one panel only
+- outer_row(run, reverse, at.s, at.r) * I + p * LANES;
++ outer_row(run, reverse, at.s, at.r) * I;
 
 sequence.h: outputs' gradients come unmasked
 - if (!lane->dy || lane->mask ||
@@ -234,8 +238,8 @@ kernels.h: the input's gradient of the last chunk of steps only
 + if (dx && s1 == run->T) input_grad(run, mine, k, dx, first
 
 gradient.h: every panel of the input's gradient stands in the first one's place
-- direct ? n * I + p * LANES
-+ direct ? n * I
+- even ? n * I + p * LANES
++ even ? n * I
 
 kernels.h: every row of x comes with the first one's h
 - *const h = k->h_in + r * Pp;
