@@ -25,10 +25,11 @@ static const double GATE_NS[] = {4, 20};           /* a vector of units' gate: i
 static const double STEP_NS[] = {50, 90};          /* what a step costs beside */
 static const double L3_BYTES_PER_NS = 60;          /* read, each of several threads */
 static const double BARRIER_NS = 250;              /* a barrier of running threads */
-static const double TEAM_NS = 2000;                /* setting a waiting team to work, and waiting for its last */
+static const double TEAM_NS = 1000;                /* setting a waiting team to work, and waiting for its last */
 static const double WAKE_NS = 30000;               /* and a sleeping one */
 static const double SURE = 0.6;                    /* the team's part of the time alone from which on there is no doubt, */
-static const double SMALL_NS = 500000;             /* but for calls as short as that */
+static const double SMALL_NS = 500000;             /* but for calls as short as that; */
+static const double HOPELESS = 1.5;                /* and from which on it is not worth a trial */
 static const double TILE_HEIGHT = 6;               /* rows that one reading of the weights serves */
 static const double TILES_L2 = 2;                  /* times L2 that weights may have for each tile that a thread reads them for */
 static const double WAVE_L2 = 0.6;                 /* the part of L2 for a layer's recurrent weights where its input's pass every few steps */
@@ -141,12 +142,13 @@ static void *allocate(size_t bytes) {
 /* Whether the team is worth its cost to plain work that it would save so much of. */
 static int worth_team(double saved_ns) { return saved_ns > (frnn_team_awake() ? TEAM_NS : WAKE_NS); }
 
-/* Calls in a row that try the team, which may have to be woken: under 1 % of all, for the 99th percentile not to show it.
- * Then so many alone that its threads fall asleep meanwhile: where two processors are one core, they slow their caller. */
-enum { TRIAL_TEAM = 4, TRIAL_ALONE = 16, TRIAL_CALLS = TRIAL_TEAM + TRIAL_ALONE, TRIAL_PERIOD = 512 };
+/* Calls in a row that try the team, which may have to be woken, and to fill its caches: under 1 % of all, for the 99th
+ * percentile not to show it. Then so many alone that its threads fall asleep meanwhile: where two processors are one core, they
+ * slow their caller. */
+enum { TRIAL_TEAM = 8, TRIAL_ALONE = 16, TRIAL_CALLS = TRIAL_TEAM + TRIAL_ALONE, TRIAL_PERIOD = 1024 };
 /* At first more often: the very first trial finds caches cold and threads asleep. */
 enum { TRIAL_EARLY = 64 };
-static int is_early(unsigned call) { return call < TRIAL_PERIOD / 2; }
+static int is_early(unsigned call) { return call < TRIAL_PERIOD / 4; }
 static unsigned trial_place(unsigned call) { return call % (is_early(call) ? TRIAL_EARLY : TRIAL_PERIOD); }
 
 /* Whether the next call of this kind is the team's: as was better, but for some calls in a row that try both ways. */
@@ -580,7 +582,7 @@ static double group_ns(const frnn_run *run, double rows, double threads, double 
     const double by_panels = step_ns(run, rows, part, l2) + (threads > 1 ? phases * BARRIER_NS : 0);
     const double weights = (double)(w->h_vecs * w->Hp * w->P * w->spec.real_size), tiles = rows / threads / TILE_HEIGHT;
     const int often = panels >= 2 * threads && weights >= TILES_L2 * l2 * (tiles < 1 ? 1 : tiles);
-    *by_panel = threads > 1 && (by_panels < by_rows || often || layer_bytes(w) >= l3);
+    *by_panel = threads > 1 && (heads <= 1 || by_panels < by_rows || often || layer_bytes(w) >= l3);
     return *by_panel ? by_panels : by_rows;
 }
 
@@ -646,7 +648,7 @@ static trial *share_work(frnn_run *run, frnn_plan *plan) {
         const double layered = waves_ns(run, divide_layers(w, n, run->layers) * step * times, n, l2, &steps) + TEAM_NS;
         if (layered < shared) shared = layered, groups = n, by_panel = panels_of_group;
     }
-    if (shared >= whole) return NULL;
+    if (shared >= (whole < SMALL_NS ? HOPELESS : 1) * whole) return NULL;
     trial *doubt = NULL;
     if (shared > SURE * whole || whole < SMALL_NS) {
         doubt = &plan->trials[run->grads ? 2 : run->taped];

@@ -48,6 +48,10 @@ INLINE void add_term(const int rows, const int packed, const int panels, const i
     vec f[16];
     UNROLL for (int j = 0; j < held; j++) f[j] = v_load(w + j / vecs * panel + j % vecs * LANES);
     UNROLL for (int m = 0; m < rows; m++) {
+        if (held == 1 && loaded == 1) {
+            v_add_scaled(&sum[m], row[m] + k, f[0]);
+            continue;
+        }
         const vec b = v_set1(row[m][k]);
         UNROLL for (int j = 0; j < loaded; j++) {
             if (j < held) v_add_product(&sum[m * loaded + j], b, f[j]);
