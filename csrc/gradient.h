@@ -144,10 +144,14 @@ static lines right_operand(const scratch *mine, const weight_grad *job, int64_t 
     return copy;
 }
 
-/* What rows [n0, n1) add to it, this thread's part of the units. */
+/* Its units in vectors, of each block; and what such a vector costs. */
+INLINE int64_t grad_vectors(const weight_grad *job) { return (job->units + LANES - 1) / LANES; }
+INLINE int64_t grad_cost(const weight_grad *job) { return job->columns + 1; }
+
+/* What rows [n0, n1) add to it: vectors [i0, i1) of all blocks' units. */
 static void add_weight_grad(const frnn_run *run, const scratch *mine, int64_t k, const weight_grad *job, int64_t n0,
-                            int64_t n1, int rank, int size) {
-    const int64_t groups = (job->units + LANES - 1) / LANES, all = job->blocks * groups, pieces = (n1 - n0 + GRAD_ROWS - 1) / GRAD_ROWS;
+                            int64_t n1, int64_t i0, int64_t i1) {
+    const int64_t groups = grad_vectors(job), pieces = i0 < i1 ? (n1 - n0 + GRAD_ROWS - 1) / GRAD_ROWS : 0;
     const int64_t most = grad_columns(run->l2);
     for (int64_t piece = 0; piece < pieces; piece++) {
         const int64_t n = n0 + (n1 - n0) * piece / pieces, depth = n0 + (n1 - n0) * (piece + 1) / pieces - n;
@@ -156,7 +160,7 @@ static void add_weight_grad(const frnn_run *run, const scratch *mine, int64_t k,
         do { /* once at least, for the biases */
             const int64_t width = least(most, job->columns - c0);
             const lines right = right_operand(mine, job, depth, c0, width);
-            for (int64_t i = all * rank / size; i < all * (rank + 1) / size; i++) {
+            for (int64_t i = i0; i < i1; i++) {
                 const int64_t block = i / groups, u = i % groups * LANES, height = lanes_left(job->units, u);
                 const real *from = job->left + n * job->left_ld + job->plane[block] + u;
                 vec sum[4] = {0}; /* apart, for an addition must not wait for the last one */
@@ -173,6 +177,25 @@ static void add_weight_grad(const frnn_run *run, const scratch *mine, int64_t k,
             }
             c0 += most;
         } while (c0 < job->columns);
+    }
+}
+
+/* How many vectors of so much each lie before `cost`, the last by more than half. */
+INLINE int64_t nearest_edge(int64_t cost, int64_t each, int64_t vectors) {
+    return cost <= 0 ? 0 : least((cost + each / 2) / each, vectors);
+}
+
+/* The same of several, all of which threads share as one: a small layer's gate has but one vector of units. */
+static void add_weight_grads(const frnn_run *run, const scratch *mine, int64_t k, const weight_grad *jobs, int count, int64_t n0,
+                             int64_t n1, int rank, int size) {
+    int64_t all = 0, before = 0;
+    for (int j = 0; j < count; j++) all += jobs[j].blocks * grad_vectors(&jobs[j]) * grad_cost(&jobs[j]);
+    const int64_t from = all * rank / size, to = all * (rank + 1) / size;
+    for (int j = 0; j < count; j++) {
+        const int64_t vectors = jobs[j].blocks * grad_vectors(&jobs[j]), cost = grad_cost(&jobs[j]);
+        add_weight_grad(run, mine, k, &jobs[j], n0, n1, nearest_edge(from - before, cost, vectors),
+                        nearest_edge(to - before, cost, vectors));
+        before += vectors * cost;
     }
 }
 
@@ -203,28 +226,27 @@ static void add_track_grads(const frnn_run *run, const scratch *mine, int64_t k,
     const int gru = spec->kind == FRNN_KIND_GRU, before = gru && spec->reset == FRNN_RESET_BEFORE;
     const weight_grad of_gates = {.left = lane->gates, .left_ld = w->planes * Hp, .units = H, .blocks = w->gates};
 
-    weight_grad input = of_gates, state = of_gates;
-    input.right = INPUT, input.columns = lane->w->I, input.weight = grads[0], input.bias = grads[2];
-    state.right = spec->peephole == FRNN_PEEPHOLE_CELL ? CELL : STATE;
-    state.columns = w->P, state.weight = grads[1], state.bias = grads[3];
+    weight_grad jobs[3] = {of_gates, of_gates}, *const input = jobs, *const state = jobs + 1, *const more = jobs + 2;
+    int count = 2;
+    input->right = INPUT, input->columns = lane->w->I, input->weight = grads[0], input->bias = grads[2];
+    state->right = spec->peephole == FRNN_PEEPHOLE_CELL ? CELL : STATE;
+    state->columns = w->P, state->weight = grads[1], state->bias = grads[3];
     for (int block = 0; block < w->gates; block++) {
-        input.plane[block] = (gru ? (block + 1) % 3 : block) * Hp;
-        state.plane[block] = gru && !before ? (block + 1) * Hp : input.plane[block];
+        input->plane[block] = (gru ? (block + 1) % 3 : block) * Hp;
+        state->plane[block] = gru && !before ? (block + 1) * Hp : input->plane[block];
     }
     if (before) { /* W_hn has r h beside it */
-        weight_grad candidate = state;
-        candidate.right = RESET_STATE, candidate.plane[0] = state.plane[2], candidate.weight += 2 * H * H;
-        if (candidate.bias) candidate.bias += 2 * H;
-        state.blocks = 2, candidate.blocks = 1;
-        add_weight_grad(run, mine, k, &candidate, n0, n1, rank, size);
+        *more = *state;
+        more->right = RESET_STATE, more->plane[0] = state->plane[2], more->weight += 2 * H * H;
+        if (more->bias) more->bias += 2 * H;
+        state->blocks = 2, more->blocks = 1, count = 3;
     }
-    add_weight_grad(run, mine, k, &input, n0, n1, rank, size);
-    add_weight_grad(run, mine, k, &state, n0, n1, rank, size);
     if (grads[4]) {
-        const weight_grad projection = {.left = lane->dh, .left_ld = w->Pp, .units = w->P, .blocks = 1, .right = MERGED,
-                                        .columns = H, .weight = grads[4]};
-        add_weight_grad(run, mine, k, &projection, n0, n1, rank, size);
+        *more = (weight_grad){.left = lane->dh, .left_ld = w->Pp, .units = w->P, .blocks = 1, .right = MERGED,
+                              .columns = H, .weight = grads[4]};
+        count = 3;
     }
+    add_weight_grads(run, mine, k, jobs, count, n0, n1, rank, size);
     if (grads[5]) /* all gates but g, and o sees the new c */
         for (int row = 0; row < w->gates - 1; row++) {
             const int is_o = row == w->gates - 2;
