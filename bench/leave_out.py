@@ -40,7 +40,7 @@ def technique(name: str, cases: str, *without: tuple[str, str, str]) -> Techniqu
     return Technique(name, without, tuple(map(case, cases.split())))
 
 
-BY_PANEL = "*by_panel = threads > 1 && (by_panels < by_rows || often || layer_bytes(w) >= l3);"
+BY_PANEL = "*by_panel = threads > 1 && (heads <= 1 || by_panels < by_rows || often || layer_bytes(w) >= l3);"
 
 TECHNIQUES = (
     technique(
@@ -71,6 +71,11 @@ TECHNIQUES = (
         "a vector of weights loaded once, however few the rows",
         "lstm-inference-h64-b8 lstm-inference-h128-b8",
         ("product.h", "held = rows == 1 ? 0 : loaded - in_memory;", "held = 0;"),
+    ),
+    technique(
+        "numbers that are used once read by the multiply-add itself",
+        "rnn-inference-h16-b32 rnn-training-h16-b32 gru-training-h16-b32",
+        ("product.h", "if (held == 1 && loaded == 1) {", "if (0) {"),
     ),
     technique(
         "several terms in one go of a tile's loop",
@@ -141,6 +146,12 @@ TECHNIQUES = (
         "rows that stand evenly multiplied in place",
         "rnn-training-h64-b32 rnn-training-h128-b8 gru-training-h128-b32",
         ("gradient.h", "if (even == depth) return", "if (0) return"),
+    ),
+    technique(
+        "a layer's weight gradients shared as one piece of work",
+        "rnn-training-h16-b128 gru-training-h16-b32",
+        ("gradient.h", "nearest_edge(from - before, cost, vectors)", "vectors * rank / size"),
+        ("gradient.h", "nearest_edge(to - before, cost, vectors)", "vectors * (rank + 1) / size"),
     ),
     technique(
         "sums of weight gradients fetched ahead",

@@ -177,7 +177,6 @@ static void project_output_grad(const step *k, int64_t r, int rows, int64_t p, i
         for (int q = 0; q < panels; q++, z += LANES) {
             const int64_t u = (p + q) * LANES;
             v_store(k->dh + r * k->w->Pp + u, v_load(z) + get_output_grad(k, NULL, r, u));
-            v_store((real *)k->lane->carry_h + r * k->w->Pp + u, v_zero());
         }
 }
 
@@ -415,9 +414,9 @@ static void backward_steps(const frnn_run *run, const share *me, const scratch *
     const pointwise then = lane->m ? project_output_grad : before ? gru_before_backward : gru ? gru_after_backward
                            : w->spec.kind == FRNN_KIND_LSTM ? lstm_backward : rnn_backward;
     product job = {
-        .from_ld = ld, .w = lane->w->wht, .panel = depth * LANES, .vecs = 1, .units = w->Pp,
-        .in = w->spec.peephole == FRNN_PEEPHOLE_CELL ? NULL : lane->carry_h, .in_ld = w->Pp,
+        .from_ld = ld, .w = lane->w->wht, .panel = depth * LANES, .vecs = 1, .units = w->Pp, .in_ld = w->Pp,
     };
+    const real *const carried = w->spec.peephole == FRNN_PEEPHOLE_CELL ? NULL : lane->carry_h;
     step at = step_at(run, me, k, s1 - 1 > 0 ? s1 - 1 : 0);
     job.from = gates_row(run, me, lane, s1) + w->h_plane * w->Hp;
     const int fetch = fetch_ahead(run, depth, ld + w->Hp + w->Pp);
@@ -426,9 +425,11 @@ static void backward_steps(const frnn_run *run, const share *me, const scratch *
         const int64_t going_on = least(r1, active(run, s + 1)); /* rows whose last step this is have no next one */
         job.then = s < 0 ? store_state_grad : then;
         job.K = depth;
+        job.in = gru ? carried : NULL; /* what of dL/dh went past the product */
         job.fetch = fetch && s >= 0 && !at.m;
         run_product(&at, me, mine, &job, me->r0, going_on);
         job.K = job.fetch = 0;
+        job.in = carried; /* dL/dh of the final state */
         run_product(&at, me, mine, &job, going_on > me->r0 ? going_on : me->r0, r1);
         if (s >= 0 && at.m) {
             const product merged = {

@@ -131,13 +131,12 @@ INLINE void lstm_backward_as(const step *k, int64_t r, int rows, int64_t p, int 
             const vec i = v_load(gate), f = v_load(gate + Hp), g = v_load(gate + (last - 1) * Hp), o = v_load(gate + last * Hp);
             vec dc = v_load(carry_c), dh = v_load(z), da[4], dout;
             if (see_cell) {
+                real *const final_dh = (real *)k->lane->carry_h + r * w->Pp + u;
                 dc += dh;
-                dh = v_load((real *)k->lane->carry_h + r * w->Pp + u);
+                dh = v_load(final_dh);
+                v_store(final_dh, v_zero());
             }
-            if (dy || !k->m) {
-                dh += get_output_grad(k, dy, r, u);
-                v_store((real *)k->lane->carry_h + r * w->Pp + u, v_zero());
-            }
+            if (dy || !k->m) dh += get_output_grad(k, dy, r, u);
             if (see_cell) {
                 /* h = u(o c) */
                 const vec doc = dh * act_grad(&w->act[2], act(&w->act[2], o * c));

@@ -39,7 +39,6 @@ INLINE void rnn_backward_as(const step *k, int64_t r, int rows, int64_t p, int p
             /* h = f(a) */
             const vec da = dh * (dy || w->plain ? tanh_grad(h) : act_grad(&w->act[0], h));
             v_store(k->gates + r * k->ld + u, mask_units(da, dy ? LANES : lanes_left(w->H, u)));
-            v_store((real *)k->lane->carry_h + r * w->Pp + u, v_zero());
         }
 }
 

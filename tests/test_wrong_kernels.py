@@ -113,8 +113,12 @@ gru.h: backward forgets the direct way
 - v_fma(dq, reset, v_load(carry_h))
 + dq * reset
 
-rnn.h: the state's gradient counted at every step
-- v_store((real *)k->lane->carry_h + r * w->Pp + u, v_zero());
+kernels.h: the final state's gradient counted at every step
+- job.in = gru ? carried : NULL;
++ job.in = carried;
+
+lstm.h: the final state's gradient counted at every step, where the gates see the cell
+- v_store(final_dh, v_zero());
 +
 
 sequence.h: the state is a step too old
@@ -217,6 +221,10 @@ gradient.h: a row is missing in weight gradients
 - grad[panels][rows](a, 0, depth,
 + grad[panels][rows](a, 0, depth - 1,
 
+gradient.h: the first of a thread's vectors of weight gradients is nobody's
+- nearest_edge(from - before, cost, vectors)
++ nearest_edge(from - before + cost, cost, vectors)
+
 gradient.h: rows that are multiplied in place stand without padding
 - (lines){(real *)mine->from[0] + c0, ld,
 + (lines){(real *)mine->from[0] + c0, width,
@@ -230,8 +238,8 @@ gradient.h: every block of rows starts from the first row
 + const real *from = job->left + n0 * job->left_ld
 
 gradient.h: the candidate's weights are multiplied by h where they are by r h
-- candidate.right = RESET_STATE, candidate
-+ candidate
+- more->right = RESET_STATE, more
++ more
 
 kernels.h: the input's gradient of the last chunk of steps only
 - if (dx) input_grad(run, mine, k, dx, first
