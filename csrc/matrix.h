@@ -9,31 +9,34 @@
 
 #include "gradient.h"
 
-/* Pack rows [k0, k0 + depth) and columns [n0, n0 + width) of b into lines of whole vectors, `right`. */
-static lines pack_right(const frnn_matrices *m, int64_t k0, int64_t depth, int64_t n0, int64_t width, real *right) {
-    const lines packed = packed_lines(right, width);
-    for (int64_t q = 0; q < width; q += LANES) {
-        const real *b = (const real *)m->b + k0 * m->b_row + (n0 + q) * m->b_column;
-        const int n = lanes_left(width, q);
-        if (m->b_column == 1)
-            for (int64_t d = 0; d < depth; d++) v_store(line_at(packed, d, q), v_load_n(b + d * m->b_row, n));
-        else
-            for (int64_t d0 = 0; d0 < depth; d0 += LANES) /* by squares: a line of b is read once */
-                for (int j = 0; j < LANES; j++)
-                    for (int64_t d = d0; d < least(depth, d0 + LANES); d++)
-                        *line_at(packed, d, q + j) = j < n ? b[d * m->b_row + j * m->b_column] : 0;
-    }
-    return packed;
+/* Pack LANES lanes of a matrix, of which the first `lanes` are there, as [depth][ld]: its numbers stand `lane` reals from one lane
+ * to the next and `line` from one line to the next. Lanes that lie along the depth go by squares, transposed in registers. */
+static void pack_lines(const real *from, int64_t lane, int64_t line, int lanes, int64_t depth, real *to, int64_t ld) {
+    if (lane == 1)
+        for (int64_t d = 0; d < depth; d++) v_store(to + d * ld, v_load_n(from + d * line, lanes));
+    else if (line == 1)
+        for (int64_t d = 0; d < depth; d += LANES) {
+            const int n = lanes_left(depth, d);
+            vec square[LANES];
+            UNROLL for (int i = 0; i < LANES; i++) square[i] = i < lanes ? v_load_n(from + i * lane + d, n) : v_zero();
+            v_transpose(square);
+            for (int i = 0; i < n; i++) v_store(to + (d + i) * ld, square[i]);
+        }
+    else
+        for (int64_t d = 0; d < depth; d++)
+            for (int i = 0; i < LANES; i++) to[d * ld + i] = i < lanes ? from[d * line + i * lane] : 0;
 }
 
-/* Pack rows [m0, m0 + height) of a, LANES at most, as [depth][LANES]. */
-static void pack_left(const frnn_matrices *m, int64_t m0, int64_t height, int64_t k0, int64_t depth, real *left) {
-    const real *a = (const real *)m->a + m0 * m->a_row + k0 * m->a_column;
-    if (m->a_row == 1)
-        for (int64_t d = 0; d < depth; d++) v_store(left + d * LANES, v_load_n(a + d * m->a_column, (int)height));
-    else
-        for (int64_t i = 0; i < height; i++)
-            for (int64_t d = 0; d < depth; d++) left[d * LANES + i] = a[i * m->a_row + d * m->a_column];
+/* Rows [k0, k0 + depth) and columns [n0, n0 + width) of b: packed into lines of whole vectors, or in place, where they are read
+ * but once and whole vectors are there. */
+static lines right_lines(const frnn_matrices *m, int64_t k0, int64_t depth, int64_t n0, int64_t width, real *right) {
+    if (m->M <= LANES && m->b_column == 1 && width % LANES == 0)
+        return (lines){(real *)m->b + k0 * m->b_row + n0, m->b_row, GROUP};
+    const lines packed = packed_lines(right, width);
+    for (int64_t q = 0; q < width; q += LANES)
+        pack_lines((const real *)m->b + k0 * m->b_row + (n0 + q) * m->b_column, m->b_column, m->b_row, lanes_left(width, q), depth,
+                   line_at(packed, 0, q), packed.ld);
+    return packed;
 }
 
 /* A thread's part of c: [M, N] += a: [M, K] b: [K, N]. */
@@ -50,14 +53,16 @@ static void multiply(void *arg, int rank, int size) {
     const int64_t n0 = by_rows ? 0 : column_groups * rank / size * LANES;
     const int64_t n1 = by_rows ? m->N : least(m->N, column_groups * (rank + 1) / size * LANES);
     const int64_t most = grad_columns(m->l2);
-    for (int64_t k0 = 0; k0 < m->K; k0 += GRAD_ROWS) {
-        const int64_t depth = least(GRAD_ROWS, m->K - k0);
+    const int64_t pieces = (m->K + GRAD_ROWS - 1) / GRAD_ROWS;
+    for (int64_t piece = 0; piece < pieces; piece++) {
+        const int64_t k0 = m->K * piece / pieces, depth = m->K * (piece + 1) / pieces - k0;
         for (int64_t c0 = n0; c0 < n1; c0 += most) {
             const int64_t width = least(most, n1 - c0);
-            const lines right = pack_right(m, k0, depth, c0, width, mine.right);
+            const lines right = right_lines(m, k0, depth, c0, width, mine.right);
             for (int64_t i = m0; i < m1; i += LANES) {
                 const int64_t height = least(LANES, m1 - i);
-                pack_left(m, i, height, k0, depth, mine.left);
+                pack_lines((const real *)m->a + i * m->a_row + k0 * m->a_column, m->a_row, m->a_column, (int)height, depth,
+                           mine.left, LANES);
                 add_group(&mine, right, depth, height, width, (real *)m->c + i * m->N + c0, m->N);
             }
         }
