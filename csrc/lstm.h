@@ -70,7 +70,7 @@ static void lstm_forward_any(const step *k, int64_t r, int rows, int64_t p, int 
  * y: where it stores its outputs, or NULL: rows that want looking after. */
 INLINE void lstm_forward_plain(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const block *y) {
     const int64_t Hp = k->w->Hp, plane = panels * LANES;
-    vec c[ROWS_AT_ONCE], o[ROWS_AT_ONCE], u_c[ROWS_AT_ONCE];
+    vec o[ROWS_AT_ONCE], u_c[ROWS_AT_ONCE];
     int n = 0;
     for (int i = 0; i < rows; i++, z += 4 * plane)
         for (int q = 0; q < panels; q++, n++) {
@@ -80,7 +80,8 @@ INLINE void lstm_forward_plain(const step *k, int64_t r, int rows, int64_t p, in
             v_sigmoids_tanhs(3, 1, x);
             const vec gate[4] = {x[0], x[1], x[3], x[2]}; /* i f g o */
             lstm_keep(k, r + i, u, 4, gate);
-            u_c[n] = c[n] = v_fma(gate[1], v_load(k->c_in + (r + i) * Hp + u), gate[0] * gate[2]);
+            u_c[n] = v_fma(gate[1], v_load(k->c_in + (r + i) * Hp + u), gate[0] * gate[2]);
+            v_store(k->c_out + (r + i) * Hp + u, u_c[n]);
             o[n] = gate[3];
         }
     v_tanhs(n, u_c);
@@ -90,11 +91,10 @@ INLINE void lstm_forward_plain(const step *k, int64_t r, int rows, int64_t p, in
             const int64_t u = (p + q) * LANES, at = r * Hp + u;
             const vec h = o[n] * u_c[n];
             if (y) {
-                v_store(k->c_out + at, c[n]);
                 v_store(k->h_out + at, h);
                 put_output(k, y, r, u, h);
             } else {
-                lstm_store(k, r, u, c[n], h);
+                lstm_store(k, r, u, v_load(k->c_out + at), h);
             }
         }
 }
