@@ -58,9 +58,9 @@ static void find_rows(const frnn_run *run, int64_t k, operand what, int64_t n, i
     }
 }
 
-/* How many columns of a right operand meet all of the left one before the next do: whole groups that take about half of L2.
- * With AVX2 a left one packed is eight rows, read from halves of lines: to pack it anew costs more than to read columns from
- * L3. */
+/* How many columns of a right operand meet all of the left one before the next do. To pack the left one anew, vector by vector
+ * from rows that are pages apart, costs more than to read columns from L3, which but one tile of each vector does; where vectors
+ * are short, whole groups that take about half of L2. */
 INLINE int64_t grad_columns(int64_t l2) {
     if (MANY_COLUMNS) return GRAD_COLUMNS;
     const int64_t fit = l2 / 2 / (GRAD_ROWS * (int64_t)sizeof(real));

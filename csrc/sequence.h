@@ -80,8 +80,8 @@ enum {
     GRAD_ROWS = 512,
     GRAD_VECS = ACCUMULATORS == 12 ? 3 : 4, /* of a tile's columns: then its most rows go into LANES, or nearly */
     GROUP = GRAD_VECS * LANES,
-    MANY_COLUMNS = VEC_BYTES == 32, /* where they come from L3 rather than from L2, see grad_columns */
-    GRAD_COLUMNS = ((MANY_COLUMNS ? 2048 / (int)sizeof(real) : 256) + GROUP - 1) / GROUP * GROUP,
+    MANY_COLUMNS = VEC_BYTES >= 32, /* where they come from L3 rather than from L2, see grad_columns */
+    GRAD_COLUMNS = ((MANY_COLUMNS ? 64 * VEC_BYTES / (int)sizeof(real) : 256) + GROUP - 1) / GROUP * GROUP,
     ROWS_AT_ONCE = TILES_AT_ONCE * 8,
     TILE_VECS = TILES_AT_ONCE == 1 ? 32 : TILES_AT_ONCE * ACCUMULATORS
 };
