@@ -132,6 +132,14 @@ typedef struct frnn_matrices {
     void *scratch[FRNN_MAX_THREADS];
 } frnn_matrices;
 
+/* The parts of softmax(x) over rows of n numbers, side by side: their maximum and the sum of exp(x - maximum); or, where out is
+ * not NULL, out = exp(x - maximum) * factor. */
+typedef struct frnn_exponentials {
+    int64_t rows, n;
+    const void *x, *factor;
+    void *peak, *sum, *out;
+} frnn_exponentials;
+
 /* The accelerated surface: one table per instruction set and type. */
 typedef struct frnn_kernels {
     const char *name;
@@ -141,6 +149,7 @@ typedef struct frnn_kernels {
     frnn_task forward, backward; /* of a frnn_run */
     size_t matrix_bytes;         /* of scratch, a thread */
     frnn_task multiply;          /* of frnn_matrices */
+    frnn_task exponentials;      /* of frnn_exponentials */
 } frnn_kernels;
 
 /* Defined by the instruction sets' files. */

@@ -114,6 +114,11 @@ int frnn_step(frnn_plan *plan, const frnn_call *call, const void *x, void *y, in
 int frnn_multiply(int real_size, const char *isa, int64_t M, int64_t N, int64_t K, const void *a, int64_t a_row,
                   int64_t a_column, const void *b, int64_t b_row, int64_t b_column, void *c);
 
+/* Of rows of n numbers x: [rows, n], by the instruction set named, or the best: peak [rows], their maximum, and sum [rows], of
+ * exp(x - peak). With out [rows, n], which may be NULL: exp(x - peak) * factor for a given peak and factor [rows]. */
+int frnn_exponentials_of(int real_size, const char *isa, int64_t rows, int64_t n, const void *x, void *peak, void *sum,
+                         const void *factor, void *out);
+
 /* The team of threads that calls share: its size, and the most that this process may use. */
 int frnn_set_threads(int n);
 int frnn_get_threads(void);

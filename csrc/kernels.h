@@ -13,6 +13,7 @@
 #include "lstm.h"
 #include "matrix.h"
 #include "rnn.h"
+#include "softmax.h"
 
 /* ---- memory ---------------------------------------------------------------------------------------------------- */
 
@@ -563,6 +564,7 @@ static void backward(void *arg, int rank, int size) {
 const frnn_kernels TABLE_NAME(FRNN_ISA, PER_TYPE(float, double)) = {
     .name = FRNN_ISA_NAME, .lanes = LANES, .scratch_bytes = scratch_bytes, .pack = pack, .forward = forward, .backward = backward,
     .matrix_bytes = sizeof(real) * (TILE_VECS * LANES + GRAD_ROWS * (LANES + GRAD_COLUMNS)), .multiply = multiply,
+    .exponentials = exponentials,
 };
 
 #endif

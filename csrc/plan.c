@@ -805,7 +805,7 @@ int frnn_tape_layout(const frnn_weights *w, const frnn_call *call, int64_t k, fr
     return FRNN_OK;
 }
 
-/* ---- matrices ---------------------------------------------------------------------------------------------------- */
+/* ---- around the recurrent layers ---------------------------------------------------------------------------------------------------- */
 
 int frnn_multiply(int real_size, const char *isa, int64_t M, int64_t N, int64_t K, const void *a, int64_t a_row,
                   int64_t a_column, const void *b, int64_t b_row, int64_t b_column, void *c) {
@@ -824,5 +824,19 @@ int frnn_multiply(int real_size, const char *isa, int64_t M, int64_t N, int64_t 
     for (int i = 0; i < size; i++) job.scratch[i] = memory + (size_t)i * kernels->matrix_bytes;
     frnn_team_run(size, kernels->multiply, &job);
     free(memory);
+    return FRNN_OK;
+}
+
+int frnn_exponentials_of(int real_size, const char *isa, int64_t rows, int64_t n, const void *x, void *peak, void *sum,
+                         const void *factor, void *out) {
+    const frnn_kernels *kernels = NULL;
+    if (real_size != 4 && real_size != 8) return FRNN_ERROR_SPEC;
+    if (rows < 0 || n < 0) return FRNN_ERROR_SIZE;
+    const int code = find_kernels(real_size, isa, &kernels);
+    if (code || rows == 0) return code;
+    if (!peak || (n && !x) || !(out ? factor : sum)) return FRNN_ERROR_NULL;
+    frnn_exponentials job = {.rows = rows, .n = n, .x = x, .factor = factor, .peak = peak, .sum = sum, .out = out};
+    const double ns = (double)rows * (double)n / kernels->lanes * GATE_NS[narrow(kernels->lanes, real_size)];
+    frnn_team_run(worth_team(ns / 2) ? frnn_get_threads() : 1, kernels->exponentials, &job);
     return FRNN_OK;
 }

@@ -16,15 +16,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .backends import add_product
+from .backends import add_product, exponentials, scaled_exponentials
 from .errors import DtypeError, OptionError, ShapeError, UsageError
 from .module import Block, Module, Parameter, as_array, as_dtype, generator
 
 __all__ = ["MSE", "CrossEntropy", "Dropout", "Embedding", "Linear", "Sequential", "log_softmax", "sample", "softmax"]
 
 AnySingle = TypeVar("AnySingle", bound="Single")
-
-CHUNK = 1 << 19  # bytes of logits worked on at a time: they and their exponentials stay in a core's cache
 
 
 class Single(Module):
@@ -343,8 +341,9 @@ class CrossEntropy:
     `loss = cross_entropy(logits, targets)` takes logits [..., V], float32 or float64, and targets [...], integers
     0 <= target < V; `dlogits = cross_entropy.backward()` is the gradient of the latest call, once per call. It
     reads the logits again: do not write to them in between. Where no target counts the mean is nan, as PyTorch's,
-    and the gradient zero. Beyond its result, neither allocates more than a chunk of half a megabyte and a few
-    numbers a row. Raises OptionError, ShapeError (a target out of range included), DtypeError, UsageError.
+    and the gradient zero. Beyond its result, neither allocates more than a few numbers a row, and where the C kernels
+    are not in use a chunk of half a megabyte. Raises OptionError, ShapeError (a target out of range included),
+    DtypeError, UsageError.
     """
 
     def __init__(self, reduction: str = "mean", ignore_index: int = -100) -> None:
@@ -366,13 +365,9 @@ class CrossEntropy:
         counted = np.flatnonzero(counted)
         peak, norm = np.empty((2, len(rows), 1), logits.dtype)  # of each row its maximum, and sum(exp(x - maximum))
         self._call = logits, which, counted, peak, norm
-        chunks = _chunks(rows) if counted.size else []
-        spare = np.empty_like(rows[chunks[0]]) if chunks else rows
+        if counted.size:
+            exponentials(rows, peak, norm)
         with np.errstate(invalid="ignore"):  # inf - inf: nan, as it should be
-            for part in chunks:
-                rows[part].max(-1, keepdims=True, out=peak[part])
-                e = np.subtract(rows[part], peak[part], out=spare[: part.stop - part.start])
-                np.exp(e, out=e).sum(-1, keepdims=True, out=norm[part])
             losses = np.log(norm[counted, 0]) - (rows[counted, which[counted]] - peak[counted, 0])
         total = float(losses.sum(dtype=np.float64))
         if self.reduction == "sum":
@@ -392,12 +387,7 @@ class CrossEntropy:
         scale /= max(counted.size, 1) if self.reduction == "mean" else 1
         if counted.size:
             # losses = log(norm) - (x[target] - peak), and d log(norm) / dx = softmax(x) = exp(x - peak) / norm
-            factor = scale / norm
-            with np.errstate(invalid="ignore"):
-                for part in _chunks(rows):
-                    d = drows[part]
-                    np.exp(np.subtract(rows[part], peak[part], out=d), out=d)
-                    d *= factor[part]
+            scaled_exponentials(rows, peak, scale / norm, drows)
             drows[counted, which[counted]] -= scale
         if counted.size < len(rows):
             drows[np.delete(np.arange(len(rows)), counted)] = 0
@@ -525,12 +515,6 @@ def _like(dy: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
 def _rows(array: np.ndarray) -> np.ndarray:
     """[..., F] to [rows, F]."""
     return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
-
-
-def _chunks(rows: np.ndarray) -> list[slice]:
-    """Slices of so many rows as fit into CHUNK, at least one."""
-    count = max(1, CHUNK // max(1, rows.shape[-1] * rows.itemsize))
-    return [slice(start, min(start + count, len(rows))) for start in range(0, len(rows), count)]
 
 
 def _integers(value: Any, what: str) -> np.ndarray:

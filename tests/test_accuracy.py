@@ -112,3 +112,70 @@ def test_range(name: str, least: int, dtype: Any, isa: str) -> None:
     assert y[0] == y.min() == least and y[-1] == y.max() == 1
     assert np.diff(y).min() >= -3 * np.finfo(dtype).eps
     assert (y[x == 0] == (1 + least) / 2).all()
+
+
+# ---- the exponentials of a softmax ---------------------------------------------------------------------------------
+
+EXP_BOUNDS = {np.float32: 1.1, np.float64: 1.1}
+
+
+def exponentials(x: np.ndarray, peak: float = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of rows x: [N, V] their maximum, their sums, and exp(x - peak)."""
+    found, sums = np.empty((2, len(x), 1), x.dtype)
+    out, one = np.full_like(x, np.nan), np.ones_like(sums)
+    native.exponentials(x, found, sums)
+    native.scaled_exponentials(x, np.full_like(sums, peak), one, out)
+    return found, sums, out
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: np.dtype(dtype).name)
+def test_exponentials_errors(dtype: Any, isa: str) -> None:
+    """No error is larger than the bound, nor the bound much larger than it must be."""
+    wide = np.float64 if dtype == np.float32 else np.longdouble
+    if np.finfo(wide).eps > np.finfo(dtype).eps / 100:
+        pytest.skip("no wider type than float64 on this machine")
+    x = sample(dtype)
+    x = x[(x <= 0) & (x > (-87.3 if dtype == np.float32 else -708))]
+    true = np.exp(x.astype(wide))
+    error = np.abs(exponentials(x[None])[2][0].astype(wide) - true) / np.spacing(true.astype(dtype))
+    assert 0.7 * EXP_BOUNDS[dtype] < error.max() <= EXP_BOUNDS[dtype], f"at {x[np.argmax(error)]!r}"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: np.dtype(dtype).name)
+@pytest.mark.parametrize("columns", [1, 2, 15, 16, 17, 63, 64, 65, 129, 1000])
+def test_exponentials_of_rows(columns: int, dtype: Any, isa: str) -> None:
+    """Rows of any length, classes ruled out among them; what is beside an array stays as it was."""
+    x = np.random.default_rng(columns).normal(0, 5, (7, columns)).astype(dtype)
+    x[2, : columns // 2] = -np.inf
+    peak, sums, out = exponentials(x, x.max())
+    np.testing.assert_array_equal(peak, x.max(1, keepdims=True))
+    eps = 4 * np.finfo(dtype).eps
+    np.testing.assert_allclose(sums, np.exp((x - peak).astype(np.float64)).sum(1, keepdims=True), eps)
+    np.testing.assert_allclose(out, np.exp((x - x.max()).astype(np.float64)), eps, np.finfo(dtype).tiny)
+    assert (out[2, : columns // 2] == 0).all()
+    memory = np.full(3 * columns, 7, dtype)
+    one = np.ones((1, 1), dtype)
+    native.scaled_exponentials(x[:1], peak[:1], one, memory[columns : 2 * columns][None])
+    assert (memory[:columns] == 7).all() and (memory[2 * columns :] == 7).all()
+
+
+def test_exponentials_do_not_depend_on_threads(isa: str) -> None:
+    x = np.random.default_rng(0).normal(0, 3, (331, 3001)).astype(np.float32)
+    before, found = native.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            native.set_num_threads(threads)
+            found.append(exponentials(x, 12))
+    finally:
+        native.set_num_threads(before)
+    for several in zip(*found, strict=True):
+        assert all(np.array_equal(array, several[0]) for array in several)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 5, 16, 40])
+def test_exponentials_tell_of_what_is_no_number(place: int, odd: float, isa: str) -> None:
+    x = np.zeros((3, 41), np.float32)
+    x[1, place] = odd
+    _, sums, _ = exponentials(x)
+    assert np.isnan(sums[1, 0]) and (sums[[0, 2]] == 41).all()

@@ -4,12 +4,14 @@ import copy
 import math
 import pickle
 import tracemalloc
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
 import fastrnn
 from fastrnn import nn
+from fastrnn.backends import CHUNK
 from fastrnn.errors import DtypeError, OptionError, ShapeError, UsageError
 from fastrnn.module import Module
 
@@ -374,7 +376,8 @@ def test_sequential_is_a_tuple_of_modules():
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("ignore_index", [-100, 2])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 7), (4, 3, 11), (3, 0, 5), (0, 4), (7,), (300, 1000), (2, 140_001)])
-def test_cross_entropy_is_torchs(torch, shape, ignore_index, reduction, dtype):
+@pytest.mark.parametrize("backend", [None, "numpy"])
+def test_cross_entropy_is_torchs(torch, backend, shape, ignore_index, reduction, dtype):
     *rows, classes = shape
     logits = 3 * normal(*shape, dtype=dtype)
     targets = np.asarray(np.random.default_rng(1).integers(0, classes, rows))
@@ -388,10 +391,11 @@ def test_cross_entropy_is_torchs(torch, shape, ignore_index, reduction, dtype):
     (expected * 1.5).backward()
     given = logits.copy()
     ours = nn.CrossEntropy(reduction, ignore_index)
-    loss = ours(logits, targets)
-    assert type(loss) is float
-    close(loss, expected.item(), dtype)
-    dlogits = ours.backward(1.5)
+    with fastrnn.use_backend(backend) if backend else nullcontext():
+        loss = ours(logits, targets)
+        assert type(loss) is float
+        close(loss, expected.item(), dtype)
+        dlogits = ours.backward(1.5)
     assert dlogits.dtype == dtype and np.array_equal(logits, given)
     close(dlogits, np.nan_to_num(leaf.grad.numpy()), dtype)
 
@@ -420,16 +424,22 @@ def test_cross_entropy_is_stable():
         assert np.isnan(loss.backward()).any()
 
 
-def test_cross_entropy_is_bounded_in_memory():
+@pytest.mark.parametrize("backend", [None, "numpy"])
+def test_cross_entropy_is_bounded_in_memory(backend):
+    with fastrnn.use_backend(backend) if backend else nullcontext():
+        _cross_entropy_is_bounded_in_memory()
+
+
+def _cross_entropy_is_bounded_in_memory():
     logits, loss = np.zeros((200, 10_000), "f4"), nn.CrossEntropy()
     targets = np.zeros(200, int)
     tracemalloc.start()
     try:
         assert loss(logits, targets) == pytest.approx(math.log(10_000))
-        assert tracemalloc.get_traced_memory()[1] < 2 * nn.CHUNK
+        assert tracemalloc.get_traced_memory()[1] < 2 * CHUNK
         tracemalloc.reset_peak()
         dlogits = loss.backward()
-        assert tracemalloc.get_traced_memory()[1] < dlogits.nbytes + nn.CHUNK
+        assert tracemalloc.get_traced_memory()[1] < dlogits.nbytes + CHUNK
     finally:
         tracemalloc.stop()
 

@@ -44,7 +44,9 @@ import numpy as np
 from ..cell import Cell
 from ..errors import BackendError, FastrnnWarning, OptionError
 
-__all__ = ["LayerTape", "add_product", "backends", "choose", "use_backend"]
+__all__ = ["LayerTape", "add_product", "backends", "choose", "exponentials", "scaled_exponentials", "use_backend"]
+
+CHUNK = 1 << 19  # bytes of rows that NumPy works on at a time: they and their exponentials stay in a core's cache
 
 # In order of preference: name, module.
 REGISTRY = {"c": "native", "numba": "jit", "numpy": "reference"}
@@ -143,11 +145,54 @@ def add_product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     that the next layer needs, which costs it more than half its speed. out is C-contiguous; a and b are of its dtype,
     with strides of any kind that are multiples of its size.
     """
-    native = load("c")
-    if forced() in (None, "c") and native.missing() is None:
+    native = _native()
+    if native is not None:
         native.add_product(a, b, out)
     else:
         out += a @ b
+
+
+def exponentials(x: np.ndarray, peak: np.ndarray, norm: np.ndarray) -> None:
+    """Of rows x: [N, V], V > 0, their maximum into peak [N, 1] and the sum of exp(x - peak) into norm [N, 1].
+
+    By the C kernels where they are in use. All are C-contiguous and of one dtype; a NaN shows in norm.
+    """
+    native = _native()
+    if native is not None:
+        native.exponentials(x, peak, norm)
+        return
+    chunks = _chunks(x)
+    spare = np.empty_like(x[chunks[0]]) if chunks else x
+    with np.errstate(invalid="ignore"):  # inf - inf: nan, as it should be
+        for part in chunks:
+            x[part].max(-1, keepdims=True, out=peak[part])
+            e = np.subtract(x[part], peak[part], out=spare[: part.stop - part.start])
+            np.exp(e, out=e).sum(-1, keepdims=True, out=norm[part])
+
+
+def scaled_exponentials(x: np.ndarray, peak: np.ndarray, factor: np.ndarray, out: np.ndarray) -> None:
+    """out: [N, V] = exp(x - peak) * factor, with peak and factor [N, 1]; as `exponentials`."""
+    native = _native()
+    if native is not None:
+        native.scaled_exponentials(x, peak, factor, out)
+        return
+    with np.errstate(invalid="ignore"):
+        for part in _chunks(x):
+            d = out[part]
+            np.exp(np.subtract(x[part], peak[part], out=d), out=d)
+            d *= factor[part]
+
+
+def _native() -> ModuleType | None:
+    """The C backend, where it is in use."""
+    module = load("c")
+    return module if forced() in (None, "c") and module.missing() is None else None
+
+
+def _chunks(rows: np.ndarray) -> list[slice]:
+    """Slices of so many rows as fit into CHUNK, at least one."""
+    count = max(1, CHUNK // max(1, rows.shape[-1] * rows.itemsize))
+    return [slice(start, min(start + count, len(rows))) for start in range(0, len(rows), count)]
 
 
 def _working(name: str) -> ModuleType:

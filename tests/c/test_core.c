@@ -456,6 +456,18 @@ static void test_multiply(void)
     expect(frnn_multiply(4, NULL, 1, 1, 1, &one, 1, 1, NULL, 1, 1, &one), FRNN_ERROR_NULL, "no b");
     expect(frnn_multiply(4, NULL, 1, 1, 1, &one, 1, 1, &one, 1, 1, NULL), FRNN_ERROR_NULL, "no c");
     expect(frnn_multiply(4, NULL, 0, 1, 1, NULL, 1, 1, NULL, 1, 1, NULL), FRNN_OK, "a product of nothing");
+    float peak = 7, sum = 7;
+    expect(frnn_exponentials_of(2, NULL, 1, 1, &one, &peak, &sum, NULL, NULL), FRNN_ERROR_SPEC, "half precision");
+    expect(frnn_exponentials_of(4, "sse9", 1, 1, &one, &peak, &sum, NULL, NULL), FRNN_ERROR_ISA, "an unknown set");
+    expect(frnn_exponentials_of(4, NULL, -1, 1, &one, &peak, &sum, NULL, NULL), FRNN_ERROR_SIZE, "a negative size");
+    expect(frnn_exponentials_of(4, NULL, 1, -1, &one, &peak, &sum, NULL, NULL), FRNN_ERROR_SIZE, "a negative size");
+    expect(frnn_exponentials_of(4, NULL, 1, 1, NULL, &peak, &sum, NULL, NULL), FRNN_ERROR_NULL, "no x");
+    expect(frnn_exponentials_of(4, NULL, 1, 1, &one, NULL, &sum, NULL, NULL), FRNN_ERROR_NULL, "no peak");
+    expect(frnn_exponentials_of(4, NULL, 1, 1, &one, &peak, NULL, NULL, NULL), FRNN_ERROR_NULL, "no sum");
+    expect(frnn_exponentials_of(4, NULL, 1, 1, &one, &peak, NULL, NULL, &sum), FRNN_ERROR_NULL, "no factor");
+    expect(frnn_exponentials_of(4, NULL, 0, 1, NULL, NULL, NULL, NULL, NULL), FRNN_OK, "exponentials of nothing");
+    expect(frnn_exponentials_of(4, NULL, 1, 1, &one, &peak, &sum, NULL, NULL), FRNN_OK, "one exponential");
+    CHECK(peak == one && sum == 1, "the exponentials of one number are %g, %g", (double)peak, (double)sum);
 }
 
 /* -------------------------------------------------------------------------------------------------------- gradients */
