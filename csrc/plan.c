@@ -805,7 +805,7 @@ int frnn_tape_layout(const frnn_weights *w, const frnn_call *call, int64_t k, fr
     return FRNN_OK;
 }
 
-/* ---- around the recurrent layers ---------------------------------------------------------------------------------------------------- */
+/* ---- around the recurrent layers ---------------------------------------------------------------------------------- */
 
 int frnn_multiply(int real_size, const char *isa, int64_t M, int64_t N, int64_t K, const void *a, int64_t a_row,
                   int64_t a_column, const void *b, int64_t b_row, int64_t b_column, void *c) {
