@@ -13,14 +13,13 @@
 #include "activation.h"
 #include "sequence.h"
 
-/* What a vector of units leaves behind: its new c and h. */
-INLINE void lstm_store(const step *k, int64_t r, int64_t u, vec c, vec h) {
+/* What a vector of units leaves behind: its new h, and where cells are wanted the c that it has stored. */
+INLINE void lstm_store(const step *k, int64_t r, int64_t u, vec h) {
     const frnn_weights *w = k->w;
-    v_store(k->c_out + r * w->Hp + u, c);
     if (k->lane->cells) {
         const int64_t D = w->spec.num_directions;
         real *row = (real *)k->lane->cells + outer_row(k->run, k->reverse, k->s, r) * D * w->H;
-        v_store_n(row + k->reverse * w->H + u, c, lanes_left(w->H, u));
+        v_store_n(row + k->reverse * w->H + u, v_load(k->c_out + r * w->Hp + u), lanes_left(w->H, u));
     }
     if (k->m) {
         v_store(k->m + r * w->Hp + u, h);
@@ -62,7 +61,8 @@ static void lstm_forward_any(const step *k, int64_t r, int rows, int64_t p, int 
             if (eye) x = v_fma(v_load(eye + v * Hp + u), c, x);
             const vec o = gate[v + 1] = act(&w->act[0], x);
             lstm_keep(k, r, u, gates, gate);
-            lstm_store(k, r, u, c, see_cell ? act(&w->act[2], o * c) : o * act(&w->act[2], c));
+            v_store(k->c_out + r * Hp + u, c);
+            lstm_store(k, r, u, see_cell ? act(&w->act[2], o * c) : o * act(&w->act[2], c));
         }
 }
 
@@ -94,7 +94,7 @@ INLINE void lstm_forward_plain(const step *k, int64_t r, int rows, int64_t p, in
                 v_store(k->h_out + at, h);
                 put_output(k, y, r, u, h);
             } else {
-                lstm_store(k, r, u, v_load(k->c_out + at), h);
+                lstm_store(k, r, u, h);
             }
         }
 }

@@ -139,8 +139,8 @@ static void *allocate(size_t bytes) {
 
 /* ---- the team's worth ---------------------------------------------------------------------------------------------- */
 
-/* Whether the team is worth its cost to plain work that it would save so much of. */
-static int worth_team(double saved_ns) { return saved_ns > (frnn_team_awake() ? TEAM_NS : WAKE_NS); }
+/* How many threads plain work had better have that takes one so long: all, where half of that is more than the team costs. */
+static int threads_for(double ns) { return ns / 2 > (frnn_team_awake() ? TEAM_NS : WAKE_NS) ? frnn_get_threads() : 1; }
 
 /* Calls in a row that try the team, which may have to be woken, and to fill its caches: under 1 % of all, for the 99th
  * percentile not to show it. Then so many alone that its threads fall asleep meanwhile: where two processors are one core, they
@@ -295,7 +295,7 @@ int frnn_weights_pack(frnn_weights *w, const void *const *params, int backward) 
     }
     frnn_packing job = {.weights = w, .params = params, .backward = backward};
     const double ns = (double)w->bytes / PACK_BYTES_PER_NS[narrow(w->lanes, s->real_size)];
-    frnn_team_run(worth_team(ns / 2) ? frnn_get_threads() : 1, w->kernels->pack, &job);
+    frnn_team_run(threads_for(ns), w->kernels->pack, &job);
     w->packed = 1;
     w->packed_backward = backward;
     return FRNN_OK;
@@ -818,7 +818,7 @@ int frnn_multiply(int real_size, const char *isa, int64_t M, int64_t N, int64_t 
     frnn_matrices job = {.l2 = known_caches()[1], .M = M, .N = N, .K = K, .a = a, .b = b, .a_row = a_row, .a_column = a_column,
                          .b_row = b_row, .b_column = b_column, .c = c};
     const double ns = 2 * (double)M * (double)N * (double)K * real_size / (4 * FLOPS_PER_NS[narrow(kernels->lanes, real_size)]);
-    const int size = worth_team(ns / 2) ? frnn_get_threads() : 1;
+    const int size = threads_for(ns);
     char *const memory = allocate((size_t)size * kernels->matrix_bytes);
     if (!memory) return FRNN_ERROR_MEMORY;
     for (int i = 0; i < size; i++) job.scratch[i] = memory + (size_t)i * kernels->matrix_bytes;
@@ -837,6 +837,6 @@ int frnn_exponentials_of(int real_size, const char *isa, int64_t rows, int64_t n
     if (!peak || (n && !x) || !(out ? factor : sum)) return FRNN_ERROR_NULL;
     frnn_exponentials job = {.rows = rows, .n = n, .x = x, .factor = factor, .peak = peak, .sum = sum, .out = out};
     const double ns = (double)rows * (double)n / kernels->lanes * GATE_NS[narrow(kernels->lanes, real_size)];
-    frnn_team_run(worth_team(ns / 2) ? frnn_get_threads() : 1, kernels->exponentials, &job);
+    frnn_team_run(threads_for(ns), kernels->exponentials, &job);
     return FRNN_OK;
 }

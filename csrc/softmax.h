@@ -8,48 +8,50 @@
 #include "activation.h"
 #include "sequence.h"
 
-enum { SUMS = 4 }; /* vectors at once: an addition, and an exponential more so, must not wait for the last one */
-
 /* exp(x) for x <= 0, in lockstep: 0 where it would be subnormal, NaN where x is. Largest error over all such float32: 1.1 ulp. */
 INLINE void v_exps(vec *x) {
-    vec two_n[SUMS];
-    EACH(SUMS) x[i] = v_max(v_set1(-EXP_BOUND), x[i]);
-    exp_parts(SUMS, x, two_n);
-    EACH(SUMS) x[i] = two_n[i] * (v_set1(1) + x[i]); /* no term of it is subnormal unless the result is */
+    vec two_n[SEVERAL];
+    EACH(SEVERAL) x[i] = v_max(v_set1(-EXP_BOUND), x[i]);
+    exp_parts(SEVERAL, x, two_n);
+    EACH(SEVERAL) x[i] = two_n[i] * (v_set1(1) + x[i]); /* no term of it is subnormal unless the result is */
 }
 
-/* The SUMS vectors from place j of a row of n numbers on; past its end `fill`. */
-INLINE void load_some(const real *row, int64_t j, int64_t n, vec fill, vec *x) {
-    EACH(SUMS) {
+/* Several vectors from place j of a row of n numbers on, for none to wait for the last one; past its end -inf. */
+INLINE void load_several(const real *row, int64_t j, int64_t n, vec *x) {
+    const vec none = v_set1((real)-INFINITY);
+    EACH(SEVERAL) {
         const int64_t u = j + i * LANES;
         if (u + LANES <= n) x[i] = v_load(row + u);
-        else x[i] = u < n ? v_select(v_first((int)(n - u)), v_load_n(row + u, (int)(n - u)), fill) : fill;
+        else x[i] = u < n ? v_select(v_first((int)(n - u)), v_load_n(row + u, (int)(n - u)), none) : none;
     }
+}
+
+/* The same of exp(row - peak). */
+INLINE void several_exps(const real *row, int64_t j, int64_t n, real peak, vec *x) {
+    load_several(row, j, n, x);
+    EACH(SEVERAL) x[i] -= v_set1(peak);
+    v_exps(x);
 }
 
 INLINE real row_peak(const real *row, int64_t n) {
-    const vec least_of_all = v_set1((real)-INFINITY);
-    vec most[SUMS], x[SUMS];
-    EACH(SUMS) most[i] = least_of_all;
-    for (int64_t j = 0; j < n; j += SUMS * LANES) {
-        load_some(row, j, n, least_of_all, x);
-        EACH(SUMS) most[i] = v_max(x[i], most[i]); /* of a NaN the sum will tell */
+    vec most[SEVERAL], x[SEVERAL];
+    EACH(SEVERAL) most[i] = v_set1((real)-INFINITY);
+    for (int64_t j = 0; j < n; j += SEVERAL * LANES) {
+        load_several(row, j, n, x);
+        EACH(SEVERAL) most[i] = v_max(x[i], most[i]); /* of a NaN the sum will tell */
     }
-    EACH(SUMS) most[0] = v_max(most[i], most[0]);
+    EACH(SEVERAL) most[0] = v_max(most[i], most[0]);
     real peak = most[0][0];
     for (int i = 1; i < LANES; i++) peak = most[0][i] > peak ? most[0][i] : peak;
     return peak;
 }
 
 INLINE real row_sum(const real *row, int64_t n, real peak) {
-    const vec top = v_set1(peak);
-    vec sum[SUMS], x[SUMS];
-    EACH(SUMS) sum[i] = v_zero();
-    for (int64_t j = 0; j < n; j += SUMS * LANES) {
-        load_some(row, j, n, v_set1((real)-INFINITY), x);
-        EACH(SUMS) x[i] -= top;
-        v_exps(x);
-        EACH(SUMS) sum[i] += x[i];
+    vec sum[SEVERAL], x[SEVERAL];
+    EACH(SEVERAL) sum[i] = v_zero();
+    for (int64_t j = 0; j < n; j += SEVERAL * LANES) {
+        several_exps(row, j, n, peak, x);
+        EACH(SEVERAL) sum[i] += x[i];
     }
     sum[0] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
     real all = 0;
@@ -58,15 +60,12 @@ INLINE real row_sum(const real *row, int64_t n, real peak) {
 }
 
 INLINE void row_exponentials(const real *row, int64_t n, real peak, real factor, real *out) {
-    const vec top = v_set1(peak), times = v_set1(factor);
-    for (int64_t j = 0; j < n; j += SUMS * LANES) {
-        vec x[SUMS];
-        load_some(row, j, n, v_zero(), x);
-        EACH(SUMS) x[i] -= top;
-        v_exps(x);
-        EACH(SUMS) {
+    for (int64_t j = 0; j < n; j += SEVERAL * LANES) {
+        vec x[SEVERAL];
+        several_exps(row, j, n, peak, x);
+        EACH(SEVERAL) {
             const int64_t u = j + i * LANES;
-            if (u < n) v_store_n(out + u, x[i] * times, lanes_left(n, u));
+            if (u < n) v_store_n(out + u, x[i] * v_set1(factor), lanes_left(n, u));
         }
     }
 }

@@ -456,6 +456,11 @@ static void test_multiply(void)
     expect(frnn_multiply(4, NULL, 1, 1, 1, &one, 1, 1, NULL, 1, 1, &one), FRNN_ERROR_NULL, "no b");
     expect(frnn_multiply(4, NULL, 1, 1, 1, &one, 1, 1, &one, 1, 1, NULL), FRNN_ERROR_NULL, "no c");
     expect(frnn_multiply(4, NULL, 0, 1, 1, NULL, 1, 1, NULL, 1, 1, NULL), FRNN_OK, "a product of nothing");
+}
+
+static void test_exponentials(void)
+{
+    const float one = 1;
     float peak = 7, sum = 7;
     expect(frnn_exponentials_of(2, NULL, 1, 1, &one, &peak, &sum, NULL, NULL), FRNN_ERROR_SPEC, "half precision");
     expect(frnn_exponentials_of(4, "sse9", 1, 1, &one, &peak, &sum, NULL, NULL), FRNN_ERROR_ISA, "an unknown set");
@@ -651,6 +656,7 @@ int main(void)
         {"subnormals", test_subnormals},
         {"tape layout", test_tape_layout},
         {"multiply", test_multiply},
+        {"exponentials", test_exponentials},
         {"differences", test_differences},
         {"variants", test_variants},
         {"fork", test_fork},
