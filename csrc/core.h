@@ -140,6 +140,20 @@ typedef struct frnn_exponentials {
     void *peak, *sum, *out;
 } frnn_exponentials;
 
+/* Of n numbers x the sum of squares, of each FRNN_SQUARES of them: sums [n / FRNN_SQUARES, rounded up]. */
+typedef struct frnn_squares {
+    int64_t n;
+    const void *x;
+    double *sums;
+} frnn_squares;
+
+/* n numbers x times a factor. */
+typedef struct frnn_scaling {
+    int64_t n;
+    void *x;
+    double factor;
+} frnn_scaling;
+
 /* The accelerated surface: one table per instruction set and type. */
 typedef struct frnn_kernels {
     const char *name;
@@ -150,6 +164,9 @@ typedef struct frnn_kernels {
     size_t matrix_bytes;         /* of scratch, a thread */
     frnn_task multiply;          /* of frnn_matrices */
     frnn_task exponentials;      /* of frnn_exponentials */
+    frnn_task sums_of_squares;   /* of frnn_squares */
+    frnn_task scale;             /* of frnn_scaling */
+    frnn_task sgd, adam;         /* of frnn_sgd_step, frnn_adam_step */
 } frnn_kernels;
 
 /* Defined by the instruction sets' files. */

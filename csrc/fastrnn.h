@@ -70,6 +70,24 @@ typedef struct frnn_grads {
     void *const *params;     /* as for frnn_weights_pack, no array twice; added to */
 } frnn_grads;
 
+/* A step of gradient descent for n parameters w with the gradient g: b = momentum b + fresh (g + decay w), w -= lr b, or with
+ * nesterov lr (g + decay w + momentum b). */
+typedef struct frnn_sgd_step {
+    int64_t n;
+    void *w, *b;  /* b NULL: without momentum */
+    const void *g;
+    double lr, momentum, fresh, decay;
+    int nesterov;
+} frnn_sgd_step;
+
+/* A step of Adam: w *= shrink, g += decay w, m and v the running means of g and g^2, w -= rate m / (sqrt(v) + eps). */
+typedef struct frnn_adam_step {
+    int64_t n;
+    void *w, *m, *v, *peak;  /* peak, the greatest v so far, which then takes its place, or NULL */
+    const void *g;
+    double b1, b2, rate, eps, shrink, decay;
+} frnn_adam_step;
+
 /* Where the tape keeps a layer and direction's sequences: offsets in reals, rows padded to `ld` reals. */
 typedef struct frnn_tape_view {
     int64_t gates, gates_ld, plane;  /* [rows, planes, plane]: activated gates; GRU: n r z and W_hn h + b_hn or r h */
@@ -118,6 +136,14 @@ int frnn_multiply(int real_size, const char *isa, int64_t M, int64_t N, int64_t 
  * exp(x - peak). With out [rows, n], which may be NULL: exp(x - peak) * factor for a given peak and factor [rows]. */
 int frnn_exponentials_of(int real_size, const char *isa, int64_t rows, int64_t n, const void *x, void *peak, void *sum,
                          const void *factor, void *out);
+
+/* After a backward pass, on the team, by the instruction set named, or the best: of n numbers x the sum of squares, of each
+ * FRNN_SQUARES of them; x times a factor; an optimiser's steps. Where numbers change, subnormal ones count as zero. */
+enum { FRNN_SQUARES = 16384 };
+int frnn_sums_of_squares(int real_size, const char *isa, int64_t n, const void *x, double *sums);
+int frnn_scale(int real_size, const char *isa, int64_t n, void *x, double factor);
+int frnn_sgd(int real_size, const char *isa, const frnn_sgd_step *step);
+int frnn_adam(int real_size, const char *isa, const frnn_adam_step *step);
 
 /* The team of threads that calls share: its size, and the most that this process may use. */
 int frnn_set_threads(int n);

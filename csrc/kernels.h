@@ -14,6 +14,7 @@
 #include "matrix.h"
 #include "rnn.h"
 #include "softmax.h"
+#include "update.h"
 
 /* ---- memory ---------------------------------------------------------------------------------------------------- */
 
@@ -471,12 +472,8 @@ static void backward_track(const frnn_run *run, const share *me, const scratch *
         store_state(run, me, lane->carry_c, track_state(run, grads->dc0, k, w->H), w->H, w->Hp, 1);
 }
 
-/* Weight gradients go by chunks of steps, while a chunk's rows are still in a cache. */
-typedef struct span {
-    int64_t start, end;
-} span;
-
-/* The chunk that step s1 - 1 is in. Counted from the end whoever shares the work: the sums' bits hang on it. */
+/* Weight gradients go by chunks of steps, while a chunk's rows are still in a cache: the one that step s1 - 1 is in. Counted from
+ * the end whoever shares the work: the sums' bits hang on it. */
 static span grad_chunk(const frnn_run *run, int64_t s1) {
     const int64_t steps = run->B < GRAD_ROWS ? GRAD_ROWS / (run->B ? run->B : 1) : 1;
     const int64_t end = run->T - (run->T - s1) / steps * steps;
@@ -564,7 +561,7 @@ static void backward(void *arg, int rank, int size) {
 const frnn_kernels TABLE_NAME(FRNN_ISA, PER_TYPE(float, double)) = {
     .name = FRNN_ISA_NAME, .lanes = LANES, .scratch_bytes = scratch_bytes, .pack = pack, .forward = forward, .backward = backward,
     .matrix_bytes = sizeof(real) * (TILE_VECS * LANES + GRAD_ROWS * (LANES + GRAD_COLUMNS)), .multiply = multiply,
-    .exponentials = exponentials,
+    .exponentials = exponentials, .sums_of_squares = sums_of_squares, .scale = scale, .sgd = sgd, .adam = adam,
 };
 
 #endif

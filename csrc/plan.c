@@ -87,10 +87,29 @@ static const struct {
 };
 enum { ISA_COUNT = sizeof ISAS / sizeof ISAS[0] };
 
+/* What there is to know of the machine, looked up once: on a virtual one each question takes microseconds. Where the system does
+ * not say how large caches are, they have what many machines have. */
+static struct machine {
+    unsigned features;
+    int64_t caches[3];
+} machine;
+static void look_up_machine(void) {
+    static const int64_t usual[3] = {32 * 1024, 512 * 1024, 8 * 1024 * 1024};
+    machine.features = frnn_cpu_features();
+    frnn_cpu_caches(machine.caches);
+    for (int i = 0; i < 3; i++)
+        if (machine.caches[i] <= 0) machine.caches[i] = usual[i];
+}
+static const struct machine *this_machine(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, look_up_machine);
+    return &machine;
+}
+
 const char *frnn_isa_name(int i) { return i >= 0 && i < (int)ISA_COUNT ? ISAS[i].of_float->name : NULL; }
 
 int frnn_isa_usable(int i) {
-    return i >= 0 && i < (int)ISA_COUNT && (frnn_cpu_features() & ISAS[i].needs) == ISAS[i].needs;
+    return i >= 0 && i < (int)ISA_COUNT && (this_machine()->features & ISAS[i].needs) == ISAS[i].needs;
 }
 
 const char *frnn_error(int code) {
@@ -308,20 +327,6 @@ void frnn_weights_free(frnn_weights *w) {
     free(w->memory);
     free(w->tracks);
     free(w);
-}
-
-/* The caches' bytes, looked up once; where the system does not say, what many machines have. */
-static int64_t caches[3];
-static void look_up_caches(void) {
-    static const int64_t usual[3] = {32 * 1024, 512 * 1024, 8 * 1024 * 1024};
-    frnn_cpu_caches(caches);
-    for (int i = 0; i < 3; i++)
-        if (caches[i] <= 0) caches[i] = usual[i];
-}
-static const int64_t *known_caches(void) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, look_up_caches);
-    return caches;
 }
 
 /* ---- plans ----------------------------------------------------------------------------------------------------- */
@@ -630,7 +635,7 @@ static trial *share_work(frnn_run *run, frnn_plan *plan) {
     const frnn_weights *w = run->weights;
     const int team = frnn_get_threads();
     const int64_t D = w->spec.num_directions, L = w->spec.num_layers;
-    const double l2 = (double)run->l2, l3 = (double)known_caches()[2];
+    const double l2 = (double)run->l2, l3 = (double)this_machine()->caches[2];
     run->size = run->groups = 1;
     if (team == 1 || run->rows == 0) return NULL;
 
@@ -674,8 +679,8 @@ static int prepare(frnn_plan *plan, const frnn_call *call, const frnn_grads *gra
     plan->settled = 0;
     plan->threads = frnn_get_threads();
     begin_run(run, plan->weights, call, grads);
-    run->l2 = known_caches()[1];
-    choose_chunk(run, (double)known_caches()[2]);
+    run->l2 = this_machine()->caches[1];
+    choose_chunk(run, (double)this_machine()->caches[2]);
     *doubt = share_work(run, plan);
     run->stacked = !grads && stackable(run->weights) && thread_rows(run) >= STACK_ROWS;
     run->most_rows = run->chunk * run->B;
@@ -807,15 +812,24 @@ int frnn_tape_layout(const frnn_weights *w, const frnn_call *call, int64_t k, fr
 
 /* ---- around the recurrent layers ---------------------------------------------------------------------------------- */
 
+/* The kernels for plain work on that type. */
+static int kernels_for(int real_size, const char *isa, const frnn_kernels **out) {
+    return real_size == 4 || real_size == 8 ? find_kernels(real_size, isa, out) : FRNN_ERROR_SPEC;
+}
+
+/* Work that reads and writes so many arrays of n numbers from end to end, far from the caches. */
+static void sweep(frnn_task task, void *job, int64_t n, int arrays, int real_size) {
+    frnn_team_run(threads_for((double)n * arrays * real_size / L3_BYTES_PER_NS), task, job);
+}
+
 int frnn_multiply(int real_size, const char *isa, int64_t M, int64_t N, int64_t K, const void *a, int64_t a_row,
                   int64_t a_column, const void *b, int64_t b_row, int64_t b_column, void *c) {
     const frnn_kernels *kernels = NULL;
-    if (real_size != 4 && real_size != 8) return FRNN_ERROR_SPEC;
-    if (M < 0 || N < 0 || K < 0) return FRNN_ERROR_SIZE;
-    const int code = find_kernels(real_size, isa, &kernels);
+    const int code = kernels_for(real_size, isa, &kernels);
+    if (!code && (M < 0 || N < 0 || K < 0)) return FRNN_ERROR_SIZE;
     if (code || M == 0 || N == 0 || K == 0) return code;
     if (!a || !b || !c) return FRNN_ERROR_NULL;
-    frnn_matrices job = {.l2 = known_caches()[1], .M = M, .N = N, .K = K, .a = a, .b = b, .a_row = a_row, .a_column = a_column,
+    frnn_matrices job = {.l2 = this_machine()->caches[1], .M = M, .N = N, .K = K, .a = a, .b = b, .a_row = a_row, .a_column = a_column,
                          .b_row = b_row, .b_column = b_column, .c = c};
     const double ns = 2 * (double)M * (double)N * (double)K * real_size / (4 * FLOPS_PER_NS[narrow(kernels->lanes, real_size)]);
     const int size = threads_for(ns);
@@ -830,13 +844,58 @@ int frnn_multiply(int real_size, const char *isa, int64_t M, int64_t N, int64_t 
 int frnn_exponentials_of(int real_size, const char *isa, int64_t rows, int64_t n, const void *x, void *peak, void *sum,
                          const void *factor, void *out) {
     const frnn_kernels *kernels = NULL;
-    if (real_size != 4 && real_size != 8) return FRNN_ERROR_SPEC;
-    if (rows < 0 || n < 0) return FRNN_ERROR_SIZE;
-    const int code = find_kernels(real_size, isa, &kernels);
+    const int code = kernels_for(real_size, isa, &kernels);
+    if (!code && (rows < 0 || n < 0)) return FRNN_ERROR_SIZE;
     if (code || rows == 0) return code;
     if (!peak || (n && !x) || !(out ? factor : sum)) return FRNN_ERROR_NULL;
     frnn_exponentials job = {.rows = rows, .n = n, .x = x, .factor = factor, .peak = peak, .sum = sum, .out = out};
     const double ns = (double)rows * (double)n / kernels->lanes * GATE_NS[narrow(kernels->lanes, real_size)];
     frnn_team_run(threads_for(ns), kernels->exponentials, &job);
+    return FRNN_OK;
+}
+
+int frnn_sums_of_squares(int real_size, const char *isa, int64_t n, const void *x, double *sums) {
+    const frnn_kernels *kernels = NULL;
+    const int code = kernels_for(real_size, isa, &kernels);
+    if (code || n == 0) return code;
+    if (n < 0) return FRNN_ERROR_SIZE;
+    if (!x || !sums) return FRNN_ERROR_NULL;
+    frnn_squares job = {.n = n, .x = x, .sums = sums};
+    sweep(kernels->sums_of_squares, &job, n, 1, real_size);
+    return FRNN_OK;
+}
+
+int frnn_scale(int real_size, const char *isa, int64_t n, void *x, double factor) {
+    const frnn_kernels *kernels = NULL;
+    const int code = kernels_for(real_size, isa, &kernels);
+    if (code || n == 0) return code;
+    if (n < 0) return FRNN_ERROR_SIZE;
+    if (!x) return FRNN_ERROR_NULL;
+    frnn_scaling job = {.n = n, .x = x, .factor = factor};
+    sweep(kernels->scale, &job, n, 2, real_size);
+    return FRNN_OK;
+}
+
+int frnn_sgd(int real_size, const char *isa, const frnn_sgd_step *step) {
+    const frnn_kernels *kernels = NULL;
+    const int code = kernels_for(real_size, isa, &kernels);
+    if (code) return code;
+    if (!step) return FRNN_ERROR_NULL;
+    if (step->n < 0) return FRNN_ERROR_SIZE;
+    if (step->n && (!step->w || !step->g)) return FRNN_ERROR_NULL;
+    frnn_sgd_step job = *step;
+    sweep(kernels->sgd, &job, step->n, step->b ? 5 : 3, real_size);
+    return FRNN_OK;
+}
+
+int frnn_adam(int real_size, const char *isa, const frnn_adam_step *step) {
+    const frnn_kernels *kernels = NULL;
+    const int code = kernels_for(real_size, isa, &kernels);
+    if (code) return code;
+    if (!step) return FRNN_ERROR_NULL;
+    if (step->n < 0) return FRNN_ERROR_SIZE;
+    if (step->n && (!step->w || !step->g || !step->m || !step->v)) return FRNN_ERROR_NULL;
+    frnn_adam_step job = *step;
+    sweep(kernels->adam, &job, step->n, step->peak ? 9 : 7, real_size);
     return FRNN_OK;
 }

@@ -11,6 +11,10 @@
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+typedef struct span {
+    int64_t start, end;
+} span;
+
 /* How many rows take step s, and the packed number of the first of them. */
 INLINE int64_t active(const frnn_run *run, int64_t s) { return run->active ? run->active[s] : s < run->T ? run->B : 0; }
 INLINE int64_t first(const frnn_run *run, int64_t s) { return run->first ? run->first[s] : s * run->B; }

@@ -85,19 +85,21 @@ INLINE void fetch(const real *p, int64_t n) {
     for (int64_t i = 0; i < n; i += CACHE_LINE) __builtin_prefetch(p + i);
 }
 
-/* a * b + c and c - a * b, rounded once wherever the machine can; min and max that return b where it is NaN. */
+/* a * b + c and c - a * b, rounded once wherever the machine can; min and max that return b where it is NaN; the root. */
 #if defined(FRNN_ISA_AVX512) || defined(FRNN_ISA_AVX2)
 INLINE vec v_set1(real a) { return V_OP(set1)(a); }
 INLINE vec v_fma(vec a, vec b, vec c) { return V_OP(fmadd)(a, b, c); }
 INLINE vec v_fnma(vec a, vec b, vec c) { return V_OP(fnmadd)(a, b, c); }
 INLINE vec v_min(vec a, vec b) { return V_OP(min)(a, b); }
 INLINE vec v_max(vec a, vec b) { return V_OP(max)(a, b); }
+INLINE vec v_sqrt(vec a) { return V_OP(sqrt)(a); }
 #elif defined(FRNN_ISA_NEON)
 INLINE vec v_set1(real a) { return PER_TYPE(vdupq_n_f32, vdupq_n_f64)(a); }
 INLINE vec v_fma(vec a, vec b, vec c) { return V_OP(fma)(c, a, b); }
 INLINE vec v_fnma(vec a, vec b, vec c) { return V_OP(fms)(c, a, b); }
 INLINE vec v_min(vec a, vec b) { return V_OP(min)(a, b); }
 INLINE vec v_max(vec a, vec b) { return V_OP(max)(a, b); }
+INLINE vec v_sqrt(vec a) { return V_OP(sqrt)(a); }
 #else
 INLINE vec v_set1(real a) { return a - (vec){0}; }
 INLINE vec v_fma(vec a, vec b, vec c) { return a * b + c; }
@@ -105,6 +107,10 @@ INLINE vec v_fnma(vec a, vec b, vec c) { return c - a * b; }
 INLINE vec v_pick(bits mask, vec a, vec b) { return (vec)(((bits)a & mask) | ((bits)b & ~mask)); }
 INLINE vec v_min(vec a, vec b) { return v_pick(a < b, a, b); }
 INLINE vec v_max(vec a, vec b) { return v_pick(a > b, a, b); }
+INLINE vec v_sqrt(vec a) {
+    UNROLL for (int i = 0; i < LANES; i++) a[i] = PER_TYPE(__builtin_sqrtf, __builtin_sqrt)(a[i]);
+    return a;
+}
 #endif
 
 INLINE vec v_zero(void) { return (vec){0}; }

@@ -1,9 +1,10 @@
 """Optimisers, learning-rate schedules and gradient clipping, as in torch.optim.
 
-They loop over the flat arrays of blocks, a piece at a time, so that the passes of one update find
-their piece in the cache, and a step allocates nothing. A parameter that backward has not reached
-has a zero gradient, not none. One optimiser has one set of options: for two learning rates make
-two. Read next: module.py for the blocks.
+They loop over the flat arrays of blocks: by a kernel of the C backend, which makes one pass of an
+update, or in NumPy a piece at a time, so that its passes find their piece in the cache; a step
+allocates nothing. A parameter that backward has not reached has a zero gradient, not none. One
+optimiser has one set of options: for two learning rates make two. Read next: module.py for the
+blocks.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
+from .backends import c_kernels
 from .errors import DtypeError, OptionError, ShapeError
 from .module import Block, Module, Parameter, as_array
 
@@ -40,8 +42,20 @@ CHUNK = 1 << 15  # elements worked on at a time: the half a dozen arrays of Adam
 
 Params = Any  # a Module, a Parameter, or an iterable of them
 
-# The update of one piece: (w, g, buffers..., s, t), with s and t spare memory of that size.
-Rule = Callable[..., None]
+
+@dataclass(frozen=True)
+class Rule:
+    """How a step changes a parameter.
+
+    buffers  the names of what it needs of those that are remembered
+    update   of one piece, in NumPy: (w, g, buffers..., s, t), with s and t spare memory of that size
+    kernel   of all at once: the C backend's function (w, g, buffers..., **numbers), where it has one
+    """
+
+    buffers: list[str]
+    update: Callable[..., None]
+    kernel: str | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------- parameters
@@ -99,6 +113,13 @@ def _spans(parameters: list[Parameter]) -> tuple[list[_Span], list[tuple[int, sl
     return spans, [where[id(p._block), p.name] for p in parameters]  # type: ignore[index]
 
 
+def _gradients(params: Params) -> list[np.ndarray]:
+    """The flat gradients of what `params` names; of a module, whole blocks, without a look at each parameter."""
+    if isinstance(params, Module):
+        return [block.grad for block in params.blocks()]
+    return [span.g for span in _spans(_parameters(params))[0]]
+
+
 def _pieces(size: int) -> Iterator[slice]:
     return (slice(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK))
 
@@ -119,7 +140,7 @@ class Optimizer:
     BUFFERS: ClassVar[tuple[str, ...]]  # the names of what is remembered of a parameter from step to step
 
     lr: float
-    _rule: Callable[[], tuple[list[str], Rule]]  # the buffers that this step needs, and its update
+    _rule: Callable[[], Rule]  # of the step that `steps` counts
 
     def __init__(self, params: Params, **options: Any) -> None:
         self._all = _parameters(params)
@@ -134,17 +155,22 @@ class Optimizer:
     def step(self) -> None:
         """Change every parameter by its gradient."""
         self.steps += 1
-        names, update = self._rule()
+        rule = self._rule()
+        kernel = getattr(c_kernels(), rule.kernel, None) if rule.kernel else None
         for span, buffers in zip(self._spans, self._buffers, strict=True):
             w, g = span.w, span.g
-            for name in names:
+            for name in rule.buffers:
                 if name not in buffers:
                     buffers[name] = np.zeros_like(w)
-            kept, (s, t) = [buffers[name] for name in names], self._spare[w.dtype]
-            with np.errstate(all="ignore"):  # inf and nan spread in silence, as they do in a kernel
-                for piece in _pieces(w.size):
-                    size = piece.stop - piece.start
-                    update(w[piece], g[piece], *[b[piece] for b in kept], s[:size], t[:size])
+            kept = [buffers[name] for name in rule.buffers]
+            if kernel is not None:
+                kernel(w, g, *kept, **rule.numbers)
+            else:
+                s, t = self._spare[w.dtype]
+                with np.errstate(all="ignore"):  # inf and nan spread in silence, as they do in a kernel
+                    for piece in _pieces(w.size):
+                        size = piece.stop - piece.start
+                        rule.update(w[piece], g[piece], *[b[piece] for b in kept], s[:size], t[:size])
             span.block.touch()
 
     def zero_grad(self) -> None:
@@ -254,7 +280,7 @@ class SGD(Optimizer):
             params, lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov
         )
 
-    def _rule(self) -> tuple[list[str], Rule]:
+    def _rule(self) -> Rule:
         lr, momentum, decay, nesterov = self.lr, self.momentum, self.weight_decay, self.nesterov
         fresh = 1.0 if self.steps == 1 else 1 - self.dampening
 
@@ -272,7 +298,8 @@ class SGD(Optimizer):
                     g = b
             w -= np.multiply(g, lr, out=s)
 
-        return ["momentum_buffer"] if momentum else [], update
+        numbers = {"lr": lr, "momentum": momentum, "fresh": fresh, "decay": decay, "nesterov": nesterov}
+        return Rule(["momentum_buffer"] if momentum else [], update, "sgd", numbers)
 
 
 class RMSprop(Optimizer):
@@ -307,7 +334,7 @@ class RMSprop(Optimizer):
             params, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum, centered=centered
         )
 
-    def _rule(self) -> tuple[list[str], Rule]:
+    def _rule(self) -> Rule:
         lr, alpha, eps, momentum, decay, centered = (
             self.lr, self.alpha, self.eps, self.momentum, self.weight_decay, self.centered,
         )  # fmt: skip
@@ -332,7 +359,7 @@ class RMSprop(Optimizer):
             w -= np.multiply(change, lr, out=s)
 
         names = ["square_avg"] + ["grad_avg"] * centered + ["momentum_buffer"] * (momentum != 0)
-        return names, update
+        return Rule(names, update)
 
 
 class Adam(Optimizer):
@@ -367,7 +394,7 @@ class Adam(Optimizer):
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
 
-    def _rule(self) -> tuple[list[str], Rule]:
+    def _rule(self) -> Rule:
         b1, b2 = self.betas
         shrink = 1 - self.lr * self.weight_decay if self.DECOUPLED else 1.0
         decay = 0.0 if self.DECOUPLED else self.weight_decay
@@ -391,7 +418,9 @@ class Adam(Optimizer):
             s *= rate
             w -= s
 
-        return ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * self.amsgrad, update
+        names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * self.amsgrad
+        numbers = {"b1": b1, "b2": b2, "rate": rate, "eps": eps, "shrink": shrink, "decay": decay}
+        return Rule(names, update, "adam", numbers)
 
 
 class AdamW(Adam):
@@ -440,11 +469,13 @@ def clip_grad_norm(params: Params, max_norm: float, norm_type: float = 2.0) -> f
     max_norm, p = _at_least_0("max_norm", max_norm), _at_least_0("norm_type", norm_type)
     if not p:
         raise OptionError(f"norm_type must be a number > 0, or math.inf, not {norm_type!r}")
-    spans, _ = _spans(_parameters(params))
+    gradients, kernels = _gradients(params), c_kernels()
     total, spare = 0.0, np.empty(CHUNK)
     with np.errstate(all="ignore"):  # inf and nan show in the norm
-        for span in spans:
-            g = span.g
+        for g in gradients:
+            if p == 2 and kernels is not None:
+                total += kernels.sum_of_squares(g)
+                continue
             for piece in _pieces(g.size):
                 a = np.abs(g[piece], out=spare[: piece.stop - piece.start])
                 if math.isinf(p):
@@ -453,8 +484,11 @@ def clip_grad_norm(params: Params, max_norm: float, norm_type: float = 2.0) -> f
                     total += float((np.square(a, out=a) if p == 2 else np.power(a, p, out=a)).sum())
         norm = total if math.isinf(p) else total ** (1 / p)
         factor = max_norm / (norm + 1e-6)
-        for span in spans if not factor >= 1 else ():
-            np.multiply(span.g, factor, out=span.g)
+        for g in gradients if not factor >= 1 else ():
+            if kernels is not None:
+                kernels.scale(g, factor)
+            else:
+                g *= factor
     return norm
 
 
@@ -464,8 +498,8 @@ def clip_grad_value(params: Params, clip_value: float) -> None:
     nan stays. params as for `Optimizer`. Raises OptionError, DtypeError.
     """
     bound = _at_least_0("clip_value", clip_value)
-    for span in _spans(_parameters(params))[0]:
-        np.clip(span.g, -bound, bound, out=span.g)
+    for g in _gradients(params):
+        np.clip(g, -bound, bound, out=g)
 
 
 # ---------------------------------------------------------------- schedules

@@ -11,6 +11,7 @@ import pytest
 
 import fastrnn
 from fastrnn import nn, optim
+from fastrnn.backends import native
 from fastrnn.errors import DtypeError, OptionError, ShapeError
 from fastrnn.module import Block, Module
 
@@ -76,11 +77,20 @@ def twins(torch, model, gradients=None):
     return made
 
 
+@pytest.fixture(params=["numpy", *(() if native.missing() else native.isas())])
+def ways(request, monkeypatch):
+    """The NumPy way, and the C kernels of each instruction set."""
+    if request.param != "numpy":
+        monkeypatch.setenv("FASTRNN_ISA", request.param)
+    with fastrnn.use_backend("numpy" if request.param == "numpy" else "c"):
+        yield request.param
+
+
 # ---------------------------------------------------------------- updates
 
 
 @pytest.mark.parametrize("name, options", GRID, ids=ids)
-def test_steps_are_torchs(torch, name, options):
+def test_steps_are_torchs(torch, name, options, ways):
     model = Model()
     theirs = twins(torch, model)
     reference = getattr(torch.optim, name)(theirs.values(), **options)
@@ -101,7 +111,7 @@ def test_steps_are_torchs(torch, name, options):
 
 
 @pytest.mark.parametrize("name, options", GRID, ids=ids)
-def test_float32_stays_float32(name, options):
+def test_float32_stays_float32(name, options, ways):
     low, high = Model("float32"), Model("float64")
     high.load_state_dict(low.state_dict())
     ours, exact = getattr(optim, name)(low, **options), getattr(optim, name)(high, **options)
@@ -114,6 +124,44 @@ def test_float32_stays_float32(name, options):
     assert all(block.flat.dtype == np.float32 for block in low.blocks())
     for key, parameter in low.named_parameters():
         np.testing.assert_allclose(parameter, high.state_dict()[key], 2e-5, 2e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name, options", [row for row in GRID if row[0] != "RMSprop"], ids=ids)
+def test_kernels_have_numpys_bits(name, options, dtype, monkeypatch, isas=None):
+    if reason := native.missing():
+        pytest.skip(reason)
+
+    def after(backend):
+        model = Model(dtype)
+        with fastrnn.use_backend(backend):
+            optimizer = getattr(optim, name)(model, **options)
+            for step in range(4):
+                give(model, step)
+                optimizer.step()
+            norm = optim.clip_grad_norm(model, 0.1)  # whose last bit may differ
+        return [model.first.flat, *optimizer.state_dict().values(), norm], model.first.grad
+
+    expected, clipped = after("numpy")
+    before = fastrnn.get_num_threads()
+    try:
+        for isa, threads in itertools.product(isas or native.isas(), (1, 2)):
+            monkeypatch.setenv("FASTRNN_ISA", isa)
+            fastrnn.set_num_threads(threads)
+            found, gradients = after("c")
+            for one, other in zip(found[:-1], expected[:-1], strict=True):
+                np.testing.assert_array_equal(one, other)
+            assert found[-1] == pytest.approx(expected[-1], rel=1e-14)
+            np.testing.assert_allclose(gradients, clipped, 3e-7 if dtype == np.float32 else 1e-15)
+    finally:
+        fastrnn.set_num_threads(before)
+
+
+def test_nothing_to_change(ways):
+    block = Block({"none": (0, 3)})
+    assert optim.clip_grad_norm(block["none"], 0.0) == 0
+    for name in OPTIMIZERS:
+        getattr(optim, name)(block["none"]).step()
 
 
 OPTIMIZERS = ["SGD", "RMSprop", "Adam", "AdamW"]
@@ -212,7 +260,7 @@ def test_the_first_gradient_may_come_late():
     assert not np.array_equal(model.matrix, before["matrix"])
 
 
-def test_inf_and_nan_spread_in_silence():
+def test_inf_and_nan_spread_in_silence(ways):
     for name, options in GRID:
         model = Model("float32")
         give(model, 0)
@@ -371,7 +419,7 @@ def full(theirs):
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-12), ("float32", 1e-6)])
 @pytest.mark.parametrize("norm_type", [1, 2, 2.0, 3.5, math.inf])
 @pytest.mark.parametrize("max_norm", [0, 0.5, 1e9])
-def test_clip_grad_norm_is_torchs(torch, max_norm, norm_type, dtype, tolerance):
+def test_clip_grad_norm_is_torchs(torch, max_norm, norm_type, dtype, tolerance, ways):
     model = Model(dtype)
     give(model, 0)
     # In float64 for both: PyTorch sums float32 in float32, by how many threads there are.
@@ -387,7 +435,7 @@ def test_clip_grad_norm_is_torchs(torch, max_norm, norm_type, dtype, tolerance):
 
 @pytest.mark.parametrize("norm_type", [1, 2, math.inf])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_clip_grad_norm_of_what_is_not_finite_is_torchs(torch, bad, norm_type):
+def test_clip_grad_norm_of_what_is_not_finite_is_torchs(torch, bad, norm_type, ways):
     model = Model()
     give(model, 0)
     model.grad["matrix"][2, 3] = bad
@@ -398,7 +446,7 @@ def test_clip_grad_norm_of_what_is_not_finite_is_torchs(torch, bad, norm_type):
         np.testing.assert_array_equal(gradient, theirs[name].grad.numpy())
 
 
-def test_clip_grad_norm_sums_in_float64():
+def test_clip_grad_norm_sums_in_float64(ways):
     block = Block({"w": (300_000,)}, "float32")
     block.grad[:] = 1e25  # whose square float32 does not hold
     assert optim.clip_grad_norm(block["w"], 1.0) == pytest.approx(1e25 * math.sqrt(300_000), rel=1e-6)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import test_backends as promises
+import test_optim
 from grid import CASES, check
 
 import fastrnn
@@ -292,8 +293,22 @@ product.h: packing leaves a row of the transposes out
 
 # In what the numbers of ordinary calls do not show: other tests must find them.
 (
-    NO_BARRIER, IN_ONE_PLACE, ABREAST, ABREAST_BACK, BACKWARDS, IN_TRAINING, CHUNKED, ANOTHERS, UNMASKED,
-    AHEAD_4, AHEAD_3, AHEAD_1,
+    NO_BARRIER,
+    IN_ONE_PLACE,
+    ABREAST,
+    ABREAST_BACK,
+    BACKWARDS,
+    IN_TRAINING,
+    CHUNKED,
+    ANOTHERS,
+    UNMASKED,
+    AHEAD_4,
+    AHEAD_3,
+    AHEAD_1,
+    UNDECAYED,
+    UNSTEADY,
+    UNEVEN,
+    PIECEWISE,
 ) = mistakes("""
 sequence.h: threads do not wait
 - if (me->by_panel) frnn_barrier_wait(me->barrier);
@@ -342,6 +357,22 @@ product.h: tiles of three vectors that ask ahead read another line's weights
 product.h: tiles of four panels that ask ahead stay in the first one
 - TILES(ask4_4x1, 4, 4, 1, 1, LANES, apart)
 + TILES(ask4_4x1, 4, 4, 1, 1, LANES, 0)
+
+update.h: an optimiser's weights do not decay
+- return decay != 0 ? g +
++ return 0 ? g +
+
+update.h: a momentum takes the whole gradient
+- * momentum + g * fresh;
++ * momentum + g;
+
+update.h: Adam divides by the square
+- m / (v_sqrt(v) + eps)
++ m / (v + eps)
+
+update.h: the norm leaves the last numbers out
+- for (; i < n; i++) sum +=
++ for (; 0;) sum +=
 """)
 
 
@@ -362,6 +393,12 @@ def beyond_caches(backend: promises.Backend, name: str, gates: int) -> None:
     alone(backend, promises.test_a_row_is_the_same_where_weights_outgrow_caches, name, 16, fastrnn.set_num_threads)
 
 
+def updates(backend: promises.Backend, name: str, options: dict[str, Any]) -> None:
+    """The promise about an optimiser's steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        test_optim.test_kernels_have_numpys_bits(name, options, np.float32, patch, [backend.isa])
+
+
 SUBTLE: list[tuple[Wrong, Callable[..., None], tuple[Any, ...]]] = [
     (BACKWARDS, promises.test_a_row_is_the_same_in_any_batch, ("lstm", 37)),
     (IN_TRAINING, promises.test_training_changes_nothing, ("lstm", 2)),
@@ -370,6 +407,10 @@ SUBTLE: list[tuple[Wrong, Callable[..., None], tuple[Any, ...]]] = [
     (AHEAD_4, beyond_caches, ("lstm", 4)),
     (AHEAD_3, beyond_caches, ("gru", 3)),
     (AHEAD_1, beyond_caches, ("rnn", 1)),
+    (UNDECAYED, updates, ("Adam", {"weight_decay": 0.1})),
+    (UNSTEADY, updates, ("SGD", {"momentum": 0.9, "dampening": 0.3})),
+    (UNEVEN, updates, ("Adam", {})),
+    (PIECEWISE, updates, ("SGD", {})),
     (UNMASKED, promises.test_padding_lanes_may_overflow, ("lstm", np.float32)),
     (NO_BARRIER, promises.test_threads, ("lstm", "panels", np.float32, fastrnn.set_num_threads)),
     (IN_ONE_PLACE, promises.test_threads, ("lstm", "rows", np.float32, fastrnn.set_num_threads)),

@@ -44,7 +44,9 @@ import numpy as np
 from ..cell import Cell
 from ..errors import BackendError, FastrnnWarning, OptionError
 
-__all__ = ["LayerTape", "add_product", "backends", "choose", "exponentials", "scaled_exponentials", "use_backend"]
+__all__ = [
+    "LayerTape", "add_product", "backends", "c_kernels", "choose", "exponentials", "scaled_exponentials", "use_backend"
+]  # fmt: skip
 
 CHUNK = 1 << 19  # bytes of rows that NumPy works on at a time: they and their exponentials stay in a core's cache
 
@@ -145,7 +147,7 @@ def add_product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     that the next layer needs, which costs it more than half its speed. out is C-contiguous; a and b are of its dtype,
     with strides of any kind that are multiples of its size.
     """
-    native = _native()
+    native = c_kernels()
     if native is not None:
         native.add_product(a, b, out)
     else:
@@ -157,7 +159,7 @@ def exponentials(x: np.ndarray, peak: np.ndarray, norm: np.ndarray) -> None:
 
     By the C kernels where they are in use. All are C-contiguous and of one dtype; a NaN shows in norm.
     """
-    native = _native()
+    native = c_kernels()
     if native is not None:
         native.exponentials(x, peak, norm)
         return
@@ -172,7 +174,7 @@ def exponentials(x: np.ndarray, peak: np.ndarray, norm: np.ndarray) -> None:
 
 def scaled_exponentials(x: np.ndarray, peak: np.ndarray, factor: np.ndarray, out: np.ndarray) -> None:
     """out: [N, V] = exp(x - peak) * factor, with peak and factor [N, 1]; as `exponentials`."""
-    native = _native()
+    native = c_kernels()
     if native is not None:
         native.scaled_exponentials(x, peak, factor, out)
         return
@@ -183,8 +185,8 @@ def scaled_exponentials(x: np.ndarray, peak: np.ndarray, factor: np.ndarray, out
             d *= factor[part]
 
 
-def _native() -> ModuleType | None:
-    """The C backend, where it is in use."""
+def c_kernels() -> ModuleType | None:
+    """The C backend's module, where it is in use: what has a way in C beside the one in NumPy asks for it."""
     module = load("c")
     return module if forced() in (None, "c") and module.missing() is None else None
 

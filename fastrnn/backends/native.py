@@ -425,6 +425,43 @@ def scaled_exponentials(x: np.ndarray, peak: np.ndarray, factor: np.ndarray, out
     _check(code, "the exponentials of [{}, {}]", *x.shape)
 
 
+def sum_of_squares(x: np.ndarray) -> float:
+    """Of all numbers of a flat array, in float64."""
+    sums = np.empty(-(-x.size // c.FRNN_SQUARES))
+    code = c.frnn_sums_of_squares(
+        x.itemsize, chosen_isa().encode(), x.size, ffi.from_buffer(x), ffi.from_buffer("double[]", sums)
+    )
+    _check(code, "the squares of {} numbers", x.size)
+    return float(sums.sum())
+
+
+def scale(x: np.ndarray, factor: float) -> None:
+    """A flat array times a factor, in place."""
+    code = c.frnn_scale(x.itemsize, chosen_isa().encode(), x.size, ffi.from_buffer(x), factor)
+    _check(code, "scaling {} numbers", x.size)
+
+
+def sgd(w: np.ndarray, g: np.ndarray, b: np.ndarray | None = None, **numbers: float) -> None:
+    """A step of `optim.SGD` for flat arrays; the numbers are those of frnn_sgd_step in csrc/fastrnn.h."""
+    _update("sgd", numbers, w=w, g=g, b=b)
+
+
+def adam(
+    w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, peak: np.ndarray | None = None, **numbers: float
+) -> None:
+    """A step of `optim.Adam` for flat arrays; the numbers are those of frnn_adam_step in csrc/fastrnn.h."""
+    _update("adam", numbers, w=w, g=g, m=m, v=v, peak=peak)
+
+
+def _update(name: str, numbers: dict[str, float], **arrays: np.ndarray | None) -> None:
+    w = arrays["w"]
+    assert w is not None
+    places = {key: ffi.from_buffer(array) for key, array in arrays.items() if array is not None}
+    step = ffi.new(f"frnn_{name}_step *", {"n": w.size, **numbers, **places})
+    code = getattr(c, "frnn_" + name)(w.itemsize, chosen_isa().encode(), step)
+    _check(code, "a step for {} parameters", w.size)
+
+
 class Stepper:
     """One step at a time on a plan of its own; results are views of blocks made now and then."""
 

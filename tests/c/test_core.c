@@ -475,6 +475,48 @@ static void test_exponentials(void)
     CHECK(peak == one && sum == 1, "the exponentials of one number are %g, %g", (double)peak, (double)sum);
 }
 
+static void test_updates(void)
+{
+    enum { N = FRNN_SQUARES + 37 }; /* past a piece, and past whole vectors */
+    static float w[N], g[N], m[N], v[N];
+    double sums[2];
+    for (int i = 0; i < N; i++)
+        w[i] = 1, g[i] = 2, m[i] = 0, v[i] = 0;
+    for (int isa = 0; frnn_isa_name(isa); isa++) {
+        if (!frnn_isa_usable(isa))
+            continue;
+        const char *name = frnn_isa_name(isa);
+        expect(frnn_sums_of_squares(4, name, N, g, sums), FRNN_OK, "squares");
+        CHECK(sums[0] == 4.0 * FRNN_SQUARES && sums[1] == 4.0 * 37, "the squares' sums are %g and %g", sums[0], sums[1]);
+        expect(frnn_sgd(4, name, &(frnn_sgd_step){.n = N, .w = w, .g = g, .lr = 0.25}), FRNN_OK, "gradient descent");
+        CHECK(w[0] == 0.5f && w[N - 1] == 0.5f, "1 - 0.25 2 is %g, and last %g", (double)w[0], (double)w[N - 1]);
+        expect(frnn_scale(4, name, N, w, 2), FRNN_OK, "scaling");
+        CHECK(w[0] == 1 && w[N - 1] == 1, "2 0.5 is %g, and last %g", (double)w[0], (double)w[N - 1]);
+        const frnn_adam_step still = {.n = N, .w = w, .g = g, .m = m, .v = v, .b1 = 1, .b2 = 1, .eps = 1, .rate = 1, .shrink = 1};
+        expect(frnn_adam(4, name, &still), FRNN_OK, "Adam");
+        CHECK(w[0] == 1 && w[N - 1] == 1, "without a moment Adam moves to %g, and last %g", (double)w[0], (double)w[N - 1]);
+    }
+    const frnn_sgd_step sgd = {.n = 1, .w = w, .g = g}, no_w = {.n = 1, .g = g}, no_g = {.n = 1, .w = w}, less = {.n = -1};
+    expect(frnn_sgd(2, NULL, &sgd), FRNN_ERROR_SPEC, "half precision");
+    expect(frnn_sgd(4, "sse9", &sgd), FRNN_ERROR_ISA, "an unknown set");
+    expect(frnn_sgd(4, NULL, NULL), FRNN_ERROR_NULL, "no step");
+    expect(frnn_sgd(4, NULL, &no_w), FRNN_ERROR_NULL, "no w");
+    expect(frnn_sgd(4, NULL, &no_g), FRNN_ERROR_NULL, "no g");
+    expect(frnn_sgd(4, NULL, &less), FRNN_ERROR_SIZE, "a negative size");
+    expect(frnn_sgd(4, NULL, &(frnn_sgd_step){.n = 0}), FRNN_OK, "a step of nothing");
+    const frnn_adam_step adam = {.n = 1, .w = w, .g = g, .m = m}, none = {.n = -1};
+    expect(frnn_adam(2, NULL, &adam), FRNN_ERROR_SPEC, "half precision");
+    expect(frnn_adam(4, NULL, NULL), FRNN_ERROR_NULL, "no step");
+    expect(frnn_adam(4, NULL, &adam), FRNN_ERROR_NULL, "no v");
+    expect(frnn_adam(4, NULL, &none), FRNN_ERROR_SIZE, "a negative size");
+    expect(frnn_scale(4, NULL, -1, w, 1), FRNN_ERROR_SIZE, "a negative size");
+    expect(frnn_scale(4, NULL, 1, NULL, 1), FRNN_ERROR_NULL, "no x");
+    expect(frnn_scale(4, NULL, 0, NULL, 1), FRNN_OK, "nothing to scale");
+    expect(frnn_sums_of_squares(4, NULL, -1, w, sums), FRNN_ERROR_SIZE, "a negative size");
+    expect(frnn_sums_of_squares(4, NULL, 1, w, NULL), FRNN_ERROR_NULL, "no sums");
+    expect(frnn_sums_of_squares(4, NULL, 0, NULL, NULL), FRNN_OK, "the squares of nothing");
+}
+
 /* -------------------------------------------------------------------------------------------------------- gradients */
 
 static double loss(net *n)
@@ -657,6 +699,7 @@ int main(void)
         {"tape layout", test_tape_layout},
         {"multiply", test_multiply},
         {"exponentials", test_exponentials},
+        {"updates", test_updates},
         {"differences", test_differences},
         {"variants", test_variants},
         {"fork", test_fork},

@@ -1,0 +1,96 @@
+/* What follows a backward pass: the gradients' norm, and an optimiser's step in one pass over its parameters.
+ *
+ * The formulas are those of fastrnn/optim.py, operation by operation: but for numbers that are flushed to zero the bits are
+ * NumPy's. A sum's order hangs on n alone; all else is a number's own affair, whichever thread has it.
+ */
+#ifndef FRNN_UPDATE_H
+#define FRNN_UPDATE_H
+
+#include "sequence.h"
+
+/* A thread's part of n numbers, in whole vectors but for the last. */
+INLINE span part_of(int64_t n, int rank, int size) {
+    const int64_t vectors = (n + LANES - 1) / LANES;
+    return (span){vectors * rank / size * LANES, least(n, vectors * (rank + 1) / size * LANES)};
+}
+
+static void sums_of_squares(void *arg, int rank, int size) {
+    const frnn_squares *job = arg;
+    const int64_t pieces = (job->n + FRNN_SQUARES - 1) / FRNN_SQUARES;
+    for (int64_t p = pieces * rank / size; p < pieces * (rank + 1) / size; p++) {
+        const real *x = (const real *)job->x + p * FRNN_SQUARES;
+        const int64_t n = least(job->n - p * FRNN_SQUARES, FRNN_SQUARES);
+        double lane[16] = {0}, sum = 0;
+        int64_t i = 0;
+        for (; i + 16 <= n; i += 16)
+            for (int j = 0; j < 16; j++) lane[j] += (double)x[i + j] * (double)x[i + j];
+        for (int j = 0; j < 16; j++) sum += lane[j];
+        for (; i < n; i++) sum += (double)x[i] * (double)x[i];
+        job->sums[p] = sum;
+    }
+}
+
+static void scale(void *arg, int rank, int size) {
+    const frnn_scaling *job = arg;
+    const span part = part_of(job->n, rank, size);
+    const vec factor = v_set1((real)job->factor);
+    const uint64_t flush = v_flush_on();
+    for (int64_t i = part.start; i < part.end; i += LANES) {
+        real *const x = (real *)job->x + i;
+        const int n = lanes_left(part.end, i);
+        v_store_n(x, v_load_n(x, n) * factor, n);
+    }
+    v_flush_restore(flush);
+}
+
+/* g + decay w; without a decay g, for a w may be infinite. */
+INLINE vec decayed(double decay, vec g, vec w) { return decay != 0 ? g + w * v_set1((real)decay) : g; }
+
+/* Kept from value to value: decay old + (1 - decay) value. */
+INLINE vec average(double decay, vec old, vec value) {
+    return old * v_set1((real)decay) + value * v_set1((real)(1 - decay));
+}
+
+static void sgd(void *arg, int rank, int size) {
+    const frnn_sgd_step *o = arg;
+    const span part = part_of(o->n, rank, size);
+    const vec lr = v_set1((real)o->lr), momentum = v_set1((real)o->momentum), fresh = v_set1((real)o->fresh);
+    const uint64_t flush = v_flush_on();
+    for (int64_t i = part.start; i < part.end; i += LANES) {
+        const int n = lanes_left(part.end, i);
+        const vec w = v_load_n((real *)o->w + i, n);
+        vec g = decayed(o->decay, v_load_n((const real *)o->g + i, n), w);
+        if (o->b) {
+            real *const kept = (real *)o->b + i;
+            const vec b = v_load_n(kept, n) * momentum + g * fresh;
+            v_store_n(kept, b, n);
+            g = o->nesterov ? g + b * momentum : b;
+        }
+        v_store_n((real *)o->w + i, w - g * lr, n);
+    }
+    v_flush_restore(flush);
+}
+
+static void adam(void *arg, int rank, int size) {
+    const frnn_adam_step *o = arg;
+    const span part = part_of(o->n, rank, size);
+    const vec rate = v_set1((real)o->rate), eps = v_set1((real)o->eps), shrink = v_set1((real)o->shrink);
+    const uint64_t flush = v_flush_on();
+    for (int64_t i = part.start; i < part.end; i += LANES) {
+        const int n = lanes_left(part.end, i);
+        const vec w = v_load_n((real *)o->w + i, n) * shrink;
+        const vec g = decayed(o->decay, v_load_n((const real *)o->g + i, n), w);
+        const vec m = average(o->b1, v_load_n((real *)o->m + i, n), g);
+        vec v = average(o->b2, v_load_n((real *)o->v + i, n), g * g);
+        v_store_n((real *)o->m + i, m, n);
+        v_store_n((real *)o->v + i, v, n);
+        if (o->peak) {
+            v = v_max(v_load_n((real *)o->peak + i, n), v);
+            v_store_n((real *)o->peak + i, v, n);
+        }
+        v_store_n((real *)o->w + i, w - m / (v_sqrt(v) + eps) * rate, n);
+    }
+    v_flush_restore(flush);
+}
+
+#endif
