@@ -183,7 +183,7 @@ static int choose_by_trial(trial *t, int64_t key) {
 static void note_trial(trial *t, int team, double ns) {
     double *const known = &t->ns[team];
     if (*known == 0 || ns < *known) *known = ns;
-    else *known += (ns - *known) / 32;
+    else *known += (ns < 2 * *known ? ns - *known : *known) / 32; /* a call that was interrupted tells little */
     if (t->ns[0] > 0 && t->ns[1] > 0 && trial_place(t->calls) >= TRIAL_CALLS) t->team = t->ns[1] < t->ns[0];
 }
 

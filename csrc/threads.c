@@ -217,7 +217,8 @@ typedef struct slot {
     int rank, size;
     frnn_task task;
     void *arg;
-    int from; /* the processor that handed it over */
+    int from;       /* the processor that handed it over */
+    int64_t posted; /* when it did, where the worker had to be woken */
     place place;
 } slot;
 
@@ -294,8 +295,11 @@ static void hand_on(int rank, int size, frnn_task task, void *arg)
         next->task = task;
         next->arg = arg;
         next->from = processor();
-        if (atomic_load_explicit(&next->job, memory_order_acquire) & ASLEEP)
+        next->posted = 0;
+        if (atomic_load_explicit(&next->job, memory_order_acquire) & ASLEEP) {
+            next->posted = frnn_now_ns();
             bar(&next->place, next->from);
+        }
         move_word(&next->job, read_word(&next->job) + NEXT);
     }
 }
@@ -308,7 +312,8 @@ static void *work(void *arg)
     for (uint32_t seen = 0;;) {
         const int64_t idle = frnn_now_ns();
         await(&own->job, seen, &idle_in_vain);
-        if (frnn_now_ns() - idle < 2 * SPIN_NS) /* even if it slept: jobs come so fast that to spin is right again */
+        /* Even if it slept, for it takes long to get up: where jobs come so fast, to spin is right again. */
+        if (own->posted - idle < SPIN_NS)
             atomic_store_explicit(&idle_in_vain, 0, memory_order_relaxed);
         seen = read_word(&own->job); /* now: there may be a next job as soon as this one is done */
         if (own->from == processor())

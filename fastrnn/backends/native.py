@@ -191,9 +191,7 @@ class Engine:
         spare, self.spare = self.spare, None
         if spare is not None and size <= spare.nbytes <= 2 * size:
             return spare
-        raw = _empty(size + ALIGNMENT, np.dtype(np.uint8), "the tape")
-        start = -raw.__array_interface__["data"][0] % ALIGNMENT
-        return raw[start : start + size]
+        return _aligned(size, "the tape")
 
 
 def _pointers(stack: Stack, arrays: Mapping[str, np.ndarray], writable: bool = False) -> tuple[Any, list[Any]]:
@@ -225,6 +223,13 @@ def _empty(shape: Any, dtype: np.dtype[Any], what: str) -> np.ndarray:
         raise OutOfMemoryError(f"{what} {shape} of {dtype} could not be allocated") from error
 
 
+def _aligned(size: int, what: str) -> np.ndarray:
+    """So many bytes."""
+    raw = _empty(size + ALIGNMENT, np.dtype(np.uint8), what)
+    start = -raw.__array_interface__["data"][0] % ALIGNMENT
+    return raw[start : start + size]
+
+
 class Recycled:
     """Arrays in memory of earlier ones that nobody holds any more: to clear fresh pages takes the system up to a third
     of a small network's training step. It keeps two, for a loop makes the next while it holds the last.
@@ -249,7 +254,7 @@ class Recycled:
                     memory = block
             self.given = held[-1:]  # what else there was is free before more is asked for
             if memory is None:
-                memory = memoryview(_empty(shape, dtype, self.what)).cast("B")
+                memory = memoryview(_aligned(size, self.what))
             # Made of a memoryview, it is the base of all views of it and lives until the last one's end.
             flat = np.frombuffer(memory, dtype, math.prod(shape))
             self.given.append((weakref.ref(flat), memory))
