@@ -132,13 +132,12 @@ typedef struct frnn_matrices {
     void *scratch[FRNN_MAX_THREADS];
 } frnn_matrices;
 
-/* The parts of softmax(x) over rows of n numbers, side by side: their maximum and the sum of exp(x - maximum); or, where out is
- * not NULL, out = exp(x - maximum) * factor. */
-typedef struct frnn_exponentials {
+/* softmax(x) over rows of n numbers: of each its maximum and the sum of exp(x - maximum); or out = exp(x - peak) * factor. */
+typedef struct frnn_softmax {
     int64_t rows, n;
     const void *x, *factor;
     void *peak, *sum, *out;
-} frnn_exponentials;
+} frnn_softmax;
 
 /* Of n numbers x the sum of squares, of each FRNN_SQUARES of them: sums [n / FRNN_SQUARES, rounded up]. */
 typedef struct frnn_squares {
@@ -163,7 +162,7 @@ typedef struct frnn_kernels {
     frnn_task forward, backward; /* of a frnn_run */
     size_t matrix_bytes;         /* of scratch, a thread */
     frnn_task multiply;          /* of frnn_matrices */
-    frnn_task exponentials;      /* of frnn_exponentials */
+    frnn_task softmax_sums, scaled_exponentials; /* of frnn_softmax */
     frnn_task sums_of_squares;   /* of frnn_squares */
     frnn_task scale;             /* of frnn_scaling */
     frnn_task sgd, adam;         /* of frnn_sgd_step, frnn_adam_step */

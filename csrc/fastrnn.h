@@ -132,10 +132,11 @@ int frnn_step(frnn_plan *plan, const frnn_call *call, const void *x, void *y, in
 int frnn_multiply(int real_size, const char *isa, int64_t M, int64_t N, int64_t K, const void *a, int64_t a_row,
                   int64_t a_column, const void *b, int64_t b_row, int64_t b_column, void *c);
 
-/* Of rows of n numbers x: [rows, n], by the instruction set named, or the best: peak [rows], their maximum, and sum [rows], of
- * exp(x - peak). With out [rows, n], which may be NULL: exp(x - peak) * factor for a given peak and factor [rows]. */
-int frnn_exponentials_of(int real_size, const char *isa, int64_t rows, int64_t n, const void *x, void *peak, void *sum,
-                         const void *factor, void *out);
+/* softmax over rows of n numbers x: [rows, n], by the instruction set named, or the best: peak [rows], their maximum, and sum
+ * [rows], of exp(x - peak); then, with any factor [rows] such as 1 / sum, out: [rows, n] = exp(x - peak) * factor. */
+int frnn_softmax_sums(int real_size, const char *isa, int64_t rows, int64_t n, const void *x, void *peak, void *sum);
+int frnn_scaled_exponentials(int real_size, const char *isa, int64_t rows, int64_t n, const void *x, const void *peak,
+                             const void *factor, void *out);
 
 /* After a backward pass, on the team, by the instruction set named, or the best: of n numbers x the sum of squares, of each
  * FRNN_SQUARES of them; x times a factor; an optimiser's steps. Where numbers change, subnormal ones count as zero. */

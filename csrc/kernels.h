@@ -561,7 +561,8 @@ static void backward(void *arg, int rank, int size) {
 const frnn_kernels TABLE_NAME(FRNN_ISA, PER_TYPE(float, double)) = {
     .name = FRNN_ISA_NAME, .lanes = LANES, .scratch_bytes = scratch_bytes, .pack = pack, .forward = forward, .backward = backward,
     .matrix_bytes = sizeof(real) * (TILE_VECS * LANES + GRAD_ROWS * (LANES + GRAD_COLUMNS)), .multiply = multiply,
-    .exponentials = exponentials, .sums_of_squares = sums_of_squares, .scale = scale, .sgd = sgd, .adam = adam,
+    .softmax_sums = softmax_sums, .scaled_exponentials = scaled_exponentials,
+    .sums_of_squares = sums_of_squares, .scale = scale, .sgd = sgd, .adam = adam,
 };
 
 #endif

@@ -826,8 +826,9 @@ int frnn_multiply(int real_size, const char *isa, int64_t M, int64_t N, int64_t 
                   int64_t a_column, const void *b, int64_t b_row, int64_t b_column, void *c) {
     const frnn_kernels *kernels = NULL;
     const int code = kernels_for(real_size, isa, &kernels);
-    if (!code && (M < 0 || N < 0 || K < 0)) return FRNN_ERROR_SIZE;
-    if (code || M == 0 || N == 0 || K == 0) return code;
+    if (code) return code;
+    if (M < 0 || N < 0 || K < 0) return FRNN_ERROR_SIZE;
+    if (M == 0 || N == 0 || K == 0) return FRNN_OK;
     if (!a || !b || !c) return FRNN_ERROR_NULL;
     frnn_matrices job = {.l2 = this_machine()->caches[1], .M = M, .N = N, .K = K, .a = a, .b = b, .a_row = a_row, .a_column = a_column,
                          .b_row = b_row, .b_column = b_column, .c = c};
@@ -841,38 +842,53 @@ int frnn_multiply(int real_size, const char *isa, int64_t M, int64_t N, int64_t 
     return FRNN_OK;
 }
 
-int frnn_exponentials_of(int real_size, const char *isa, int64_t rows, int64_t n, const void *x, void *peak, void *sum,
-                         const void *factor, void *out) {
+/* One of softmax's passes. */
+static void run_softmax(const frnn_kernels *kernels, int real_size, frnn_task pass, frnn_softmax *job) {
+    const double ns = (double)job->rows * (double)job->n / kernels->lanes * GATE_NS[narrow(kernels->lanes, real_size)];
+    frnn_team_run(threads_for(ns), pass, job);
+}
+
+int frnn_softmax_sums(int real_size, const char *isa, int64_t rows, int64_t n, const void *x, void *peak, void *sum) {
     const frnn_kernels *kernels = NULL;
     const int code = kernels_for(real_size, isa, &kernels);
-    if (!code && (rows < 0 || n < 0)) return FRNN_ERROR_SIZE;
-    if (code || rows == 0) return code;
-    if (!peak || (n && !x) || !(out ? factor : sum)) return FRNN_ERROR_NULL;
-    frnn_exponentials job = {.rows = rows, .n = n, .x = x, .factor = factor, .peak = peak, .sum = sum, .out = out};
-    const double ns = (double)rows * (double)n / kernels->lanes * GATE_NS[narrow(kernels->lanes, real_size)];
-    frnn_team_run(threads_for(ns), kernels->exponentials, &job);
+    if (code) return code;
+    if (rows < 0 || n < 0) return FRNN_ERROR_SIZE;
+    if (rows && (!peak || !sum || (n && !x))) return FRNN_ERROR_NULL;
+    run_softmax(kernels, real_size, kernels->softmax_sums,
+                &(frnn_softmax){.rows = rows, .n = n, .x = x, .peak = peak, .sum = sum});
+    return FRNN_OK;
+}
+
+int frnn_scaled_exponentials(int real_size, const char *isa, int64_t rows, int64_t n, const void *x, const void *peak,
+                             const void *factor, void *out) {
+    const frnn_kernels *kernels = NULL;
+    const int code = kernels_for(real_size, isa, &kernels);
+    if (code) return code;
+    if (rows < 0 || n < 0) return FRNN_ERROR_SIZE;
+    if (rows == 0 || n == 0) return FRNN_OK;
+    if (!x || !peak || !factor || !out) return FRNN_ERROR_NULL;
+    run_softmax(kernels, real_size, kernels->scaled_exponentials,
+                &(frnn_softmax){.rows = rows, .n = n, .x = x, .peak = (void *)peak, .factor = factor, .out = out});
     return FRNN_OK;
 }
 
 int frnn_sums_of_squares(int real_size, const char *isa, int64_t n, const void *x, double *sums) {
     const frnn_kernels *kernels = NULL;
     const int code = kernels_for(real_size, isa, &kernels);
-    if (code || n == 0) return code;
+    if (code) return code;
     if (n < 0) return FRNN_ERROR_SIZE;
-    if (!x || !sums) return FRNN_ERROR_NULL;
-    frnn_squares job = {.n = n, .x = x, .sums = sums};
-    sweep(kernels->sums_of_squares, &job, n, 1, real_size);
+    if (n && (!x || !sums)) return FRNN_ERROR_NULL;
+    sweep(kernels->sums_of_squares, &(frnn_squares){.n = n, .x = x, .sums = sums}, n, 1, real_size);
     return FRNN_OK;
 }
 
 int frnn_scale(int real_size, const char *isa, int64_t n, void *x, double factor) {
     const frnn_kernels *kernels = NULL;
     const int code = kernels_for(real_size, isa, &kernels);
-    if (code || n == 0) return code;
+    if (code) return code;
     if (n < 0) return FRNN_ERROR_SIZE;
-    if (!x) return FRNN_ERROR_NULL;
-    frnn_scaling job = {.n = n, .x = x, .factor = factor};
-    sweep(kernels->scale, &job, n, 2, real_size);
+    if (n && !x) return FRNN_ERROR_NULL;
+    sweep(kernels->scale, &(frnn_scaling){.n = n, .x = x, .factor = factor}, n, 2, real_size);
     return FRNN_OK;
 }
 

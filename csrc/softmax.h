@@ -1,4 +1,4 @@
-/* The exponentials of a softmax over rows, for the losses of language models.
+/* A softmax over rows in its two passes, for the losses of language models.
  *
  * Threads share rows, and a row's sum goes by vectors in the order of their places, so that its bits hang on nothing else.
  */
@@ -70,19 +70,26 @@ INLINE void row_exponentials(const real *row, int64_t n, real peak, real factor,
     }
 }
 
-static void exponentials(void *arg, int rank, int size) {
-    const frnn_exponentials *job = arg;
+/* Of every row its maximum and the sum of exp(row - maximum). */
+static void softmax_sums(void *arg, int rank, int size) {
+    const frnn_softmax *job = arg;
     const uint64_t flush = v_flush_on();
     real *const peak = job->peak, *const sum = job->sum;
     for (int64_t r = job->rows * rank / size; r < job->rows * (rank + 1) / size; r++) {
         const real *row = (const real *)job->x + r * job->n;
-        if (job->out) {
-            row_exponentials(row, job->n, peak[r], ((const real *)job->factor)[r], (real *)job->out + r * job->n);
-        } else {
-            peak[r] = row_peak(row, job->n);
-            sum[r] = row_sum(row, job->n, peak[r]);
-        }
+        peak[r] = row_peak(row, job->n);
+        sum[r] = row_sum(row, job->n, peak[r]);
     }
+    v_flush_restore(flush);
+}
+
+/* out = exp(x - peak) * factor. */
+static void scaled_exponentials(void *arg, int rank, int size) {
+    const frnn_softmax *job = arg;
+    const uint64_t flush = v_flush_on();
+    const real *const peak = job->peak, *const factor = job->factor;
+    for (int64_t r = job->rows * rank / size; r < job->rows * (rank + 1) / size; r++)
+        row_exponentials((const real *)job->x + r * job->n, job->n, peak[r], factor[r], (real *)job->out + r * job->n);
     v_flush_restore(flush);
 }
 

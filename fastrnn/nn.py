@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .backends import add_product, exponentials, scaled_exponentials
+from .backends import add_product, scaled_exponentials, softmax_sums
 from .errors import DtypeError, OptionError, ShapeError, UsageError
 from .module import Block, Module, Parameter, as_array, as_dtype, generator
 
@@ -213,9 +213,8 @@ class Linear(Single):
             raise ShapeError(f"x must be [..., {self.in_features}], not {list(x.shape)}")
         self._keep(x)
         rows = _rows(x)
-        y = np.zeros((len(rows), self.out_features), self.dtype)
-        if self.bias_block is not None:
-            y += self.bias_block.flat
+        y = np.empty((len(rows), self.out_features), self.dtype)
+        y[...] = 0 if self.bias_block is None else self.bias_block.flat
         add_product(rows, self._weight().T, y)
         return y.reshape(*x.shape[:-1], self.out_features)
 
@@ -366,7 +365,7 @@ class CrossEntropy:
         peak, norm = np.empty((2, len(rows), 1), logits.dtype)  # of each row its maximum, and sum(exp(x - maximum))
         self._call = logits, which, counted, peak, norm
         if counted.size:
-            exponentials(rows, peak, norm)
+            softmax_sums(rows, peak, norm)
         with np.errstate(invalid="ignore"):  # inf - inf: nan, as it should be
             losses = np.log(norm[counted, 0]) - (rows[counted, which[counted]] - peak[counted, 0])
         total = float(losses.sum(dtype=np.float64))
@@ -440,27 +439,33 @@ class MSE:
 
 
 def softmax(x: Any) -> np.ndarray:
-    """exp(x) / sum(exp(x)) over the last axis, with no overflow for large x. float64 stays so, the rest is float32."""
-    e = _below_peak(x)
-    np.exp(e, out=e)
-    e /= e.sum(-1, keepdims=True)
-    return e
+    """exp(x) / sum(exp(x)) over the last axis, with no overflow for large x. float64 stays so, the rest is float32.
+
+    What would be subnormal is zero where the C kernels are in use.
+    """
+    x, peak, norm = _softmax_sums(x)
+    y = np.empty_like(x)
+    with np.errstate(divide="ignore"):  # V = 0
+        scaled_exponentials(_rows(x), peak, 1 / norm, _rows(y))
+    return y
 
 
 def log_softmax(x: Any) -> np.ndarray:
     """x - log(sum(exp(x))) over the last axis, with no overflow for large x and no log of 0 for small."""
-    a = _below_peak(x)
-    with np.errstate(divide="ignore"):  # V = 0
-        a -= np.log(np.exp(a).sum(-1, keepdims=True))
-    return a
+    x, peak, norm = _softmax_sums(x)
+    with np.errstate(invalid="ignore", divide="ignore"):  # inf - inf: nan, as it should be; V = 0
+        return (_rows(x) - peak - np.log(norm)).reshape(x.shape)
 
 
-def _below_peak(x: Any) -> np.ndarray:
+def _softmax_sums(x: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x as an array [..., V], and of each row its maximum and the sum of exp(x - maximum), [rows, 1]."""
     x = _floats(x, "x")
     if not x.ndim:
         raise ShapeError("x must have an axis, [..., V], not be a single number")
-    with np.errstate(invalid="ignore"):  # inf - inf: nan, as it should be
-        return x - x.max(-1, keepdims=True, initial=-np.inf)
+    rows = _rows(x)
+    peak, norm = np.empty((2, len(rows), 1), x.dtype)
+    softmax_sums(rows, peak, norm)
+    return x, peak, norm
 
 
 def sample(logits: Any, temperature: float = 1.0, top_k: int | None = None, rng: Any = None) -> np.ndarray:

@@ -123,7 +123,7 @@ def exponentials(x: np.ndarray, peak: float = 0) -> tuple[np.ndarray, np.ndarray
     """Of rows x: [N, V] their maximum, their sums, and exp(x - peak)."""
     found, sums = np.empty((2, len(x), 1), x.dtype)
     out, one = np.full_like(x, np.nan), np.ones_like(sums)
-    native.exponentials(x, found, sums)
+    native.softmax_sums(x, found, sums)
     native.scaled_exponentials(x, np.full_like(sums, peak), one, out)
     return found, sums, out
 

@@ -309,6 +309,8 @@ product.h: packing leaves a row of the transposes out
     UNSTEADY,
     UNEVEN,
     PIECEWISE,
+    PADDED,
+    LANELESS,
 ) = mistakes("""
 sequence.h: threads do not wait
 - if (me->by_panel) frnn_barrier_wait(me->barrier);
@@ -373,6 +375,14 @@ update.h: Adam divides by the square
 update.h: the norm leaves the last numbers out
 - for (; i < n; i++) sum +=
 + for (; 0;) sum +=
+
+softmax.h: what is past a row's end counts as zeros
+- const vec none = v_set1((real)-INFINITY);
++ const vec none = v_zero();
+
+softmax.h: a sum without its last lane
+- i < LANES; i++) all += sum[0][i];
++ i < LANES - 1; i++) all += sum[0][i];
 """)
 
 
@@ -399,6 +409,13 @@ def updates(backend: promises.Backend, name: str, options: dict[str, Any]) -> No
         test_optim.test_kernels_have_numpys_bits(name, options, np.float32, patch, [backend.isa])
 
 
+def softmax(backend: promises.Backend, columns: int) -> None:
+    """The promise about a softmax's sums and exponentials."""
+    import test_accuracy  # which skips where the C library was not built
+
+    test_accuracy.test_exponentials_of_rows(columns, np.float32, backend.isa)
+
+
 SUBTLE: list[tuple[Wrong, Callable[..., None], tuple[Any, ...]]] = [
     (BACKWARDS, promises.test_a_row_is_the_same_in_any_batch, ("lstm", 37)),
     (IN_TRAINING, promises.test_training_changes_nothing, ("lstm", 2)),
@@ -411,6 +428,8 @@ SUBTLE: list[tuple[Wrong, Callable[..., None], tuple[Any, ...]]] = [
     (UNSTEADY, updates, ("SGD", {"momentum": 0.9, "dampening": 0.3})),
     (UNEVEN, updates, ("Adam", {})),
     (PIECEWISE, updates, ("SGD", {})),
+    (PADDED, softmax, (17,)),
+    (LANELESS, softmax, (64,)),
     (UNMASKED, promises.test_padding_lanes_may_overflow, ("lstm", np.float32)),
     (NO_BARRIER, promises.test_threads, ("lstm", "panels", np.float32, fastrnn.set_num_threads)),
     (IN_ONE_PLACE, promises.test_threads, ("lstm", "rows", np.float32, fastrnn.set_num_threads)),

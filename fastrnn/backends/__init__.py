@@ -45,7 +45,7 @@ from ..cell import Cell
 from ..errors import BackendError, FastrnnWarning, OptionError
 
 __all__ = [
-    "LayerTape", "add_product", "backends", "c_kernels", "choose", "exponentials", "scaled_exponentials", "use_backend"
+    "LayerTape", "add_product", "backends", "c_kernels", "choose", "scaled_exponentials", "softmax_sums", "use_backend"
 ]  # fmt: skip
 
 CHUNK = 1 << 19  # bytes of rows that NumPy works on at a time: they and their exponentials stay in a core's cache
@@ -154,26 +154,26 @@ def add_product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
         out += a @ b
 
 
-def exponentials(x: np.ndarray, peak: np.ndarray, norm: np.ndarray) -> None:
-    """Of rows x: [N, V], V > 0, their maximum into peak [N, 1] and the sum of exp(x - peak) into norm [N, 1].
+def softmax_sums(x: np.ndarray, peak: np.ndarray, norm: np.ndarray) -> None:
+    """Of rows x: [N, V] their maximum into peak [N, 1] and the sum of exp(x - peak) into norm [N, 1].
 
     By the C kernels where they are in use. All are C-contiguous and of one dtype; a NaN shows in norm.
     """
     native = c_kernels()
     if native is not None:
-        native.exponentials(x, peak, norm)
+        native.softmax_sums(x, peak, norm)
         return
     chunks = _chunks(x)
     spare = np.empty_like(x[chunks[0]]) if chunks else x
     with np.errstate(invalid="ignore"):  # inf - inf: nan, as it should be
         for part in chunks:
-            x[part].max(-1, keepdims=True, out=peak[part])
+            x[part].max(-1, keepdims=True, out=peak[part], initial=-np.inf)
             e = np.subtract(x[part], peak[part], out=spare[: part.stop - part.start])
             np.exp(e, out=e).sum(-1, keepdims=True, out=norm[part])
 
 
 def scaled_exponentials(x: np.ndarray, peak: np.ndarray, factor: np.ndarray, out: np.ndarray) -> None:
-    """out: [N, V] = exp(x - peak) * factor, with peak and factor [N, 1]; as `exponentials`."""
+    """out: [N, V] = exp(x - peak) * factor, with peak and factor [N, 1]; as `softmax_sums`."""
     native = c_kernels()
     if native is not None:
         native.scaled_exponentials(x, peak, factor, out)

@@ -412,20 +412,18 @@ def add_product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     _check(code, "a product of [{}, {}] and [{}, {}]", M, K, K, N)
 
 
-def exponentials(x: np.ndarray, peak: np.ndarray, norm: np.ndarray) -> None:
-    """Of rows x: [N, V], V > 0, their maximum into peak [N, 1] and the sum of exp(x - peak) into norm [N, 1]."""
+def softmax_sums(x: np.ndarray, peak: np.ndarray, norm: np.ndarray) -> None:
+    """Of rows x: [N, V] their maximum into peak [N, 1] and the sum of exp(x - peak) into norm [N, 1]."""
     buffer = ffi.from_buffer
-    code = c.frnn_exponentials_of(
-        x.itemsize, chosen_isa().encode(), *x.shape, buffer(x), buffer(peak), buffer(norm), ffi.NULL, ffi.NULL
-    )
-    _check(code, "the exponentials of [{}, {}]", *x.shape)
+    code = c.frnn_softmax_sums(x.itemsize, chosen_isa().encode(), *x.shape, buffer(x), buffer(peak), buffer(norm))
+    _check(code, "the softmax of [{}, {}]", *x.shape)
 
 
 def scaled_exponentials(x: np.ndarray, peak: np.ndarray, factor: np.ndarray, out: np.ndarray) -> None:
     """out: [N, V] = exp(x - peak) * factor, with peak and factor [N, 1]."""
     buffer = ffi.from_buffer
-    code = c.frnn_exponentials_of(
-        x.itemsize, chosen_isa().encode(), *x.shape, buffer(x), buffer(peak), ffi.NULL, buffer(factor), buffer(out)
+    code = c.frnn_scaled_exponentials(
+        x.itemsize, chosen_isa().encode(), *x.shape, buffer(x), buffer(peak), buffer(factor), buffer(out)
     )
     _check(code, "the exponentials of [{}, {}]", *x.shape)
 

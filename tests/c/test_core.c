@@ -458,21 +458,28 @@ static void test_multiply(void)
     expect(frnn_multiply(4, NULL, 0, 1, 1, NULL, 1, 1, NULL, 1, 1, NULL), FRNN_OK, "a product of nothing");
 }
 
-static void test_exponentials(void)
+static void test_softmax(void)
 {
     const float one = 1;
-    float peak = 7, sum = 7;
-    expect(frnn_exponentials_of(2, NULL, 1, 1, &one, &peak, &sum, NULL, NULL), FRNN_ERROR_SPEC, "half precision");
-    expect(frnn_exponentials_of(4, "sse9", 1, 1, &one, &peak, &sum, NULL, NULL), FRNN_ERROR_ISA, "an unknown set");
-    expect(frnn_exponentials_of(4, NULL, -1, 1, &one, &peak, &sum, NULL, NULL), FRNN_ERROR_SIZE, "a negative size");
-    expect(frnn_exponentials_of(4, NULL, 1, -1, &one, &peak, &sum, NULL, NULL), FRNN_ERROR_SIZE, "a negative size");
-    expect(frnn_exponentials_of(4, NULL, 1, 1, NULL, &peak, &sum, NULL, NULL), FRNN_ERROR_NULL, "no x");
-    expect(frnn_exponentials_of(4, NULL, 1, 1, &one, NULL, &sum, NULL, NULL), FRNN_ERROR_NULL, "no peak");
-    expect(frnn_exponentials_of(4, NULL, 1, 1, &one, &peak, NULL, NULL, NULL), FRNN_ERROR_NULL, "no sum");
-    expect(frnn_exponentials_of(4, NULL, 1, 1, &one, &peak, NULL, NULL, &sum), FRNN_ERROR_NULL, "no factor");
-    expect(frnn_exponentials_of(4, NULL, 0, 1, NULL, NULL, NULL, NULL, NULL), FRNN_OK, "exponentials of nothing");
-    expect(frnn_exponentials_of(4, NULL, 1, 1, &one, &peak, &sum, NULL, NULL), FRNN_OK, "one exponential");
-    CHECK(peak == one && sum == 1, "the exponentials of one number are %g, %g", (double)peak, (double)sum);
+    float peak = 7, sum = 7, out = 7;
+    expect(frnn_softmax_sums(2, NULL, 1, 1, &one, &peak, &sum), FRNN_ERROR_SPEC, "half precision");
+    expect(frnn_softmax_sums(4, "sse9", 1, 1, &one, &peak, &sum), FRNN_ERROR_ISA, "an unknown set");
+    expect(frnn_softmax_sums(4, NULL, -1, 1, &one, &peak, &sum), FRNN_ERROR_SIZE, "a negative size");
+    expect(frnn_softmax_sums(4, NULL, 1, -1, &one, &peak, &sum), FRNN_ERROR_SIZE, "a negative size");
+    expect(frnn_softmax_sums(4, NULL, 1, 1, NULL, &peak, &sum), FRNN_ERROR_NULL, "no x");
+    expect(frnn_softmax_sums(4, NULL, 1, 1, &one, NULL, &sum), FRNN_ERROR_NULL, "no peak");
+    expect(frnn_softmax_sums(4, NULL, 1, 1, &one, &peak, NULL), FRNN_ERROR_NULL, "no sum");
+    expect(frnn_softmax_sums(4, NULL, 0, 1, NULL, NULL, NULL), FRNN_OK, "the sums of nothing");
+    expect(frnn_softmax_sums(4, NULL, 1, 1, &one, &peak, &sum), FRNN_OK, "one number's sum");
+    CHECK(peak == one && sum == 1, "the peak and sum of one number are %g, %g", (double)peak, (double)sum);
+    expect(frnn_scaled_exponentials(2, NULL, 1, 1, &one, &peak, &sum, &out), FRNN_ERROR_SPEC, "half precision");
+    expect(frnn_scaled_exponentials(4, "sse9", 1, 1, &one, &peak, &sum, &out), FRNN_ERROR_ISA, "an unknown set");
+    expect(frnn_scaled_exponentials(4, NULL, 1, -1, &one, &peak, &sum, &out), FRNN_ERROR_SIZE, "a negative size");
+    expect(frnn_scaled_exponentials(4, NULL, 1, 1, &one, &peak, NULL, &out), FRNN_ERROR_NULL, "no factor");
+    expect(frnn_scaled_exponentials(4, NULL, 1, 1, &one, &peak, &sum, NULL), FRNN_ERROR_NULL, "no out");
+    expect(frnn_scaled_exponentials(4, NULL, 1, 0, NULL, NULL, NULL, NULL), FRNN_OK, "the exponentials of nothing");
+    expect(frnn_scaled_exponentials(4, NULL, 1, 1, &one, &peak, &sum, &out), FRNN_OK, "one exponential");
+    CHECK(out == 1, "exp(1 - 1) is %g", (double)out);
 }
 
 static void test_updates(void)
@@ -698,7 +705,7 @@ int main(void)
         {"subnormals", test_subnormals},
         {"tape layout", test_tape_layout},
         {"multiply", test_multiply},
-        {"exponentials", test_exponentials},
+        {"softmax", test_softmax},
         {"updates", test_updates},
         {"differences", test_differences},
         {"variants", test_variants},
