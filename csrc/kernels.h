@@ -309,6 +309,7 @@ static void forward_steps(const frnn_run *run, const share *me, const scratch *m
         .then = before ? gru_before_forward : gru ? gru_after_forward
                 : w->spec.kind == FRNN_KIND_LSTM ? lstm_forward : rnn_forward,
     };
+    const int64_t last = k >= (w->spec.num_layers - 1) * w->spec.num_directions ? run->T - 1 : -1; /* step, for whose outcome nobody waits */
     if (run->stacked) gates.from_ld = stack_width(run), gates.K = t->I + w->P, gates.w = t->wx, gates.in_ld = 0;
     for (int64_t s = from; s < to; s++, step_on(&at)) {
         const int64_t r1 = least(me->r1, active(run, s));
@@ -332,7 +333,7 @@ static void forward_steps(const frnn_run *run, const share *me, const scratch *m
             share_wait(me);
             run_product(&at, me, mine, &projection, me->r0, r1);
         }
-        share_wait(me);
+        if (s != last) share_wait(me);
     }
 }
 
@@ -399,7 +400,7 @@ static void forward(void *arg, int rank, int size) {
         s0 = s1;
     } while (s0 < run->T);
     if (waves) fall_behind(run, run->groups - 1 - group);
-    clear_past_ends(run, run->call->y, D * w->P, D * w->P, rank, size);
+    clear_past_ends(run, run->lanes[(L - 1) * D].y, D * w->P, D * w->P, rank, size);
     clear_past_ends(run, run->call->cells, D * w->H, D * w->H, rank, size);
     v_flush_restore(flush);
 }

@@ -65,8 +65,9 @@ struct frnn_plan {
     void *memory;     /* the workspace: grows to the largest call's need */
     size_t bytes;
     trial trials[3]; /* forward, forward with a tape, backward */
-    frnn_run run;    /* the call under way, or the last */
-    int settled;     /* whether a next call of its sizes would be prepared just like it, */
+    frnn_run run;    /* the call under way, or the last, */
+    trial *doubt;    /* the trial that decided how it was shared, or NULL, */
+    int settled;     /* whether a next call of its sizes would be prepared just like it, as long as the trial says so, */
     int threads;     /* with a team of that size */
 };
 
@@ -173,14 +174,15 @@ static unsigned trial_place(unsigned call) { return call % (is_early(call) ? TRI
 /* Whether the next call of this kind is the team's: as was better, but for some calls in a row that try both ways. */
 static int choose_by_trial(trial *t, int64_t key) {
     if (t->key != key) *t = (trial){.key = key};
-    const unsigned call = t->calls++, n = trial_place(call);
+    const unsigned n = trial_place(t->calls);
     if (n >= TRIAL_CALLS) return t->team;
     const int team = n < TRIAL_TEAM;
-    if (!is_early(call) && (n == 0 || n == TRIAL_TEAM)) t->ns[team] = 0; /* forget what it was long ago */
+    if (!is_early(t->calls) && (n == 0 || n == TRIAL_TEAM)) t->ns[team] = 0; /* forget what it was long ago */
     return team;
 }
 
 static void note_trial(trial *t, int team, double ns) {
+    t->calls++;
     double *const known = &t->ns[team];
     if (*known == 0 || ns < *known) *known = ns;
     else *known += (ns < 2 * *known ? ns - *known : *known) / 32; /* a call that was interrupted tells little */
@@ -530,7 +532,17 @@ static void lay_out_run(frnn_run *run, frnn_plan *plan, arena *a) {
     run->scratch = plan->scratch;
 }
 
-/* Where the layers read and write: the caller's arrays at the ends of the stack, buffers in between. */
+/* The caller's arrays at the ends of the stack. */
+static void connect_ends(frnn_run *run, const void *x, void *y) {
+    const frnn_weights *w = run->weights;
+    const int64_t D = w->spec.num_directions, last = (w->spec.num_layers - 1) * D;
+    for (int64_t d = 0; d < D; d++) {
+        run->lanes[d].x = x;
+        run->lanes[last + d].y = y ? (char *)y + d * w->P * w->spec.real_size : NULL;
+    }
+}
+
+/* Where the layers read and write in between, and all else of the caller's. */
 static void connect(frnn_run *run, frnn_plan *plan) {
     const frnn_weights *w = run->weights;
     const frnn_call *c = run->call;
@@ -543,13 +555,13 @@ static void connect(frnn_run *run, frnn_plan *plan) {
         lane->w = &w->tracks[k];
         lane->y_ld = D * w->P;
         if (layer == 0) {
-            lane->x = c->x, lane->x_ld = lane->w->I;
+            lane->x_ld = lane->w->I;
         } else if (reads_tape(run)) {
             lane->x = (char *)run->lanes[k - 1].h + run->B * w->Pp * size, lane->x_ld = w->Pp, lane->x_packed = 1;
         } else {
             lane->x = plan->between[layer], lane->x_ld = D * w->P, lane->x_chunked = chunked;
         }
-        char *const y = top ? c->y : reads_tape(run) ? NULL : plan->between[layer + 1];
+        char *const y = top || reads_tape(run) ? NULL : plan->between[layer + 1];
         lane->y = y ? y + column : NULL;
         lane->y_chunked = !top && chunked;
         lane->mask = !top && c->masks ? (const char *)c->masks + layer * c->T * c->B * D * w->P * size + column : NULL;
@@ -670,18 +682,20 @@ static trial *share_work(frnn_run *run, frnn_plan *plan) {
 
 /* ---- running ---------------------------------------------------------------------------------------------------- */
 
-/* Whether all that a call is prepared for follows from its T and B. */
-static int is_plain(const frnn_call *call, const frnn_grads *grads) { return !grads && !call->tape && !call->lengths; }
+/* Whether all that a call is prepared for follows from its T and B, and its x and y. */
+static int is_plain(const frnn_call *call, const frnn_grads *grads) {
+    return !grads && !call->tape && !call->lengths && !call->masks && !call->cells;
+}
 
-/* Prepare plan->run for a call: sizes, threads, memory; the trial that decided on them, or NULL. */
-static int prepare(frnn_plan *plan, const frnn_call *call, const frnn_grads *grads, trial **doubt) {
+/* Prepare plan->run for a call: sizes, threads, memory, addresses. */
+static int prepare(frnn_plan *plan, const frnn_call *call, const frnn_grads *grads) {
     frnn_run *const run = &plan->run;
     plan->settled = 0;
     plan->threads = frnn_get_threads();
     begin_run(run, plan->weights, call, grads);
     run->l2 = this_machine()->caches[1];
     choose_chunk(run, (double)this_machine()->caches[2]);
-    *doubt = share_work(run, plan);
+    plan->doubt = share_work(run, plan);
     run->stacked = !grads && stackable(run->weights) && thread_rows(run) >= STACK_ROWS;
     run->most_rows = run->chunk * run->B;
     run->between = frnn_layered(run) ? 2 * run->chunk : run->chunk; /* two: one that is written, one that is read */
@@ -702,18 +716,21 @@ static int prepare(frnn_plan *plan, const frnn_call *call, const frnn_grads *gra
                           frnn_group_start(g + 1, run->groups, run->size) - frnn_group_start(g, run->groups, run->size));
     run->team = &plan->team;
     run->group = plan->group;
-    plan->settled = !*doubt && is_plain(call, grads);
+    connect(run, plan);
+    plan->settled = is_plain(call, grads);
     return FRNN_OK;
 }
 
-/* Whether the last run serves this call too, whose arrays alone are others: a small network's step takes less than to
- * prepare for it. */
+/* Whether the last run serves this call too, whose x and y alone are others: a small network's step takes less than to
+ * prepare for it, and what is not written anew need not travel to the other threads' caches. */
 static int prepared(const frnn_plan *plan, const frnn_call *call, const frnn_grads *grads) {
     return plan->settled && is_plain(call, grads) && call->T == plan->run.T && call->B == plan->run.B &&
-           plan->threads == frnn_get_threads();
+           plan->threads == frnn_get_threads() &&
+           (!plan->doubt || choose_by_trial(plan->doubt, plan->doubt->key) == (plan->run.size > 1));
 }
 
-static int run_call(frnn_plan *plan, const frnn_call *call, const frnn_grads *grads) {
+/* x and y in place of the call's own. */
+static int run_call(frnn_plan *plan, const frnn_call *call, const frnn_grads *grads, const void *x, void *y) {
     const frnn_weights *w = plan->weights;
     int code = check_call(w, call);
     if (code) return code;
@@ -721,16 +738,16 @@ static int run_call(frnn_plan *plan, const frnn_call *call, const frnn_grads *gr
         /* Someone else's call is under way, or was when this process was forked: take a workspace for this call. */
         frnn_plan *own = NULL;
         code = frnn_plan_new(w, &own);
-        if (!code) code = run_call(own, call, grads);
+        if (!code) code = run_call(own, call, grads, x, y);
         frnn_plan_free(own);
         return code;
     }
     frnn_run *const run = &plan->run;
-    trial *doubt = NULL;
-    if (prepared(plan, call, grads)) run->call = call;
-    else code = prepare(plan, call, grads, &doubt);
+    if (!prepared(plan, call, grads)) code = prepare(plan, call, grads);
+    else if (run->call != call) run->call = call;
     if (!code) {
-        connect(run, plan);
+        connect_ends(run, x, y);
+        trial *const doubt = plan->doubt;
         const int64_t begin = doubt ? frnn_now_ns() : 0;
         const frnn_task task = grads ? w->kernels->backward : w->kernels->forward;
         if (run->size == 1) task(run, 0, 1);
@@ -741,22 +758,23 @@ static int run_call(frnn_plan *plan, const frnn_call *call, const frnn_grads *gr
     return code;
 }
 
-int frnn_forward(frnn_plan *plan, const frnn_call *call) {
-    if (!plan || !call) return FRNN_ERROR_NULL;
+/* frnn_forward with x and y in place of the call's own. */
+static int forward(frnn_plan *plan, const frnn_call *call, const void *x, void *y) {
     const frnn_weights *w = plan->weights;
     if (!w->packed) return FRNN_ERROR_UNPACKED;
-    if (!call->y || !call->hn || (w->spec.kind == FRNN_KIND_LSTM && !call->cn) || (!call->x && w->spec.input_size)) return FRNN_ERROR_NULL;
-    return run_call(plan, call, NULL);
+    if (!y || !call->hn || (w->spec.kind == FRNN_KIND_LSTM && !call->cn) || (!x && w->spec.input_size)) return FRNN_ERROR_NULL;
+    return run_call(plan, call, NULL, x, y);
+}
+
+int frnn_forward(frnn_plan *plan, const frnn_call *call) {
+    return plan && call ? forward(plan, call, call->x, call->y) : FRNN_ERROR_NULL;
 }
 
 int frnn_step(frnn_plan *plan, const frnn_call *call, const void *x, void *y, int64_t index) {
     if (!plan || !call || !y) return FRNN_ERROR_NULL;
-    const frnn_weights *w = plan->weights;
-    const uint64_t reals = (uint64_t)call->T * (uint64_t)call->B * (uint64_t)(w->spec.num_directions * w->P);
-    frnn_call next = *call; /* whose T and B frnn_forward checks */
-    next.x = x;
-    next.y = (void *)((uintptr_t)y + (uintptr_t)((uint64_t)index * reals * (uint64_t)w->spec.real_size));
-    return frnn_forward(plan, &next);
+    const frnn_spec *s = &plan->weights->spec; /* T and B are checked later */
+    const uint64_t reals = (uint64_t)call->T * (uint64_t)call->B * (uint64_t)(s->num_directions * plan->weights->P);
+    return forward(plan, call, x, (void *)((uintptr_t)y + (uintptr_t)((uint64_t)index * reals * (uint64_t)s->real_size)));
 }
 
 int frnn_backward(frnn_plan *plan, const frnn_call *call, const frnn_grads *grads) {
@@ -770,7 +788,7 @@ int frnn_backward(frnn_plan *plan, const frnn_call *call, const frnn_grads *grad
         void *const *p = grads->params + 6 * k;
         if (!p[0] || !p[1] || (w->spec.proj_size && !p[4]) || (w->spec.peephole == FRNN_PEEPHOLE_DIAGONAL && !p[5])) return FRNN_ERROR_NULL;
     }
-    return run_call(plan, call, grads);
+    return run_call(plan, call, grads, call->x, call->y);
 }
 
 /* A run that tapes, to measure its tape with. */
