@@ -180,6 +180,11 @@ TECHNIQUES = (
         "rnn-training-h16-b8 lstm-inference-h64-b1 rnn-training-h64-b1",
         ("plan.c", "if (!choose_by_trial(doubt, run->B * 64 + bucket)) return doubt;", ""),
     ),
+    technique(
+        "a step like the last one prepared once",
+        "lstm-step-h16-b1 lstm-step-h128-b1 gru-step-h128-b1 rnn-step-h256-b1",
+        ("plan.c", "plan->settled = is_plain(call, grads);", "plan->settled = 0;"),
+    ),
 )
 
 

@@ -139,7 +139,7 @@ int frnn_scaled_exponentials(int real_size, const char *isa, int64_t rows, int64
                              const void *factor, void *out);
 
 /* After a backward pass, on the team, by the instruction set named, or the best: of n numbers x the sum of squares, of each
- * FRNN_SQUARES of them; x times a factor; an optimiser's steps. Where numbers change, subnormal ones count as zero. */
+ * FRNN_SQUARES of them; x times a factor; an optimiser's steps. */
 enum { FRNN_SQUARES = 16384 };
 int frnn_sums_of_squares(int real_size, const char *isa, int64_t n, const void *x, double *sums);
 int frnn_scale(int real_size, const char *isa, int64_t n, void *x, double factor);

@@ -309,7 +309,8 @@ static void forward_steps(const frnn_run *run, const share *me, const scratch *m
         .then = before ? gru_before_forward : gru ? gru_after_forward
                 : w->spec.kind == FRNN_KIND_LSTM ? lstm_forward : rnn_forward,
     };
-    const int64_t last = k >= (w->spec.num_layers - 1) * w->spec.num_directions ? run->T - 1 : -1; /* step, for whose outcome nobody waits */
+    /* Nobody waits for the top layer's last step: of it each thread stores but its own part. */
+    const int top = k >= (w->spec.num_layers - 1) * w->spec.num_directions;
     if (run->stacked) gates.from_ld = stack_width(run), gates.K = t->I + w->P, gates.w = t->wx, gates.in_ld = 0;
     for (int64_t s = from; s < to; s++, step_on(&at)) {
         const int64_t r1 = least(me->r1, active(run, s));
@@ -333,7 +334,7 @@ static void forward_steps(const frnn_run *run, const share *me, const scratch *m
             share_wait(me);
             run_product(&at, me, mine, &projection, me->r0, r1);
         }
-        if (s != last) share_wait(me);
+        if (!(top && s == run->T - 1)) share_wait(me);
     }
 }
 

@@ -65,10 +65,10 @@ struct frnn_plan {
     void *memory;     /* the workspace: grows to the largest call's need */
     size_t bytes;
     trial trials[3]; /* forward, forward with a tape, backward */
-    frnn_run run;    /* the call under way, or the last, */
-    trial *doubt;    /* the trial that decided how it was shared, or NULL, */
-    int settled;     /* whether a next call of its sizes would be prepared just like it, as long as the trial says so, */
-    int threads;     /* with a team of that size */
+    frnn_run run;    /* the call under way, or the last */
+    trial *doubt;    /* that decided how the run is shared, or NULL */
+    int settled;     /* whether a plain call of the same sizes may be run as it stands */
+    int threads;     /* the team's size when it was prepared */
 };
 
 static const struct {
@@ -917,8 +917,7 @@ int frnn_sgd(int real_size, const char *isa, const frnn_sgd_step *step) {
     if (!step) return FRNN_ERROR_NULL;
     if (step->n < 0) return FRNN_ERROR_SIZE;
     if (step->n && (!step->w || !step->g)) return FRNN_ERROR_NULL;
-    frnn_sgd_step job = *step;
-    sweep(kernels->sgd, &job, step->n, step->b ? 5 : 3, real_size);
+    sweep(kernels->sgd, (void *)step, step->n, step->b ? 5 : 3, real_size);
     return FRNN_OK;
 }
 
@@ -929,7 +928,6 @@ int frnn_adam(int real_size, const char *isa, const frnn_adam_step *step) {
     if (!step) return FRNN_ERROR_NULL;
     if (step->n < 0) return FRNN_ERROR_SIZE;
     if (step->n && (!step->w || !step->g || !step->m || !step->v)) return FRNN_ERROR_NULL;
-    frnn_adam_step job = *step;
-    sweep(kernels->adam, &job, step->n, step->peak ? 9 : 7, real_size);
+    sweep(kernels->adam, (void *)step, step->n, step->peak ? 9 : 7, real_size);
     return FRNN_OK;
 }

@@ -218,7 +218,7 @@ typedef struct slot {
     frnn_task task;
     void *arg;
     int from;       /* the processor that handed it over */
-    int64_t posted; /* when it did, where the worker had to be woken */
+    int64_t posted; /* when it did, if the worker had to be woken, or 0 */
     place place;
 } slot;
 

@@ -1,7 +1,7 @@
 /* What follows a backward pass: the gradients' norm, and an optimiser's step in one pass over its parameters.
  *
- * The formulas are those of fastrnn/optim.py, operation by operation: but for numbers that are flushed to zero the bits are
- * NumPy's. A sum's order hangs on n alone; all else is a number's own affair, whichever thread has it.
+ * The steps are those of fastrnn/optim.py, operation by operation, and so are their bits: nothing is fused, and subnormal numbers
+ * stay, which a tiny eps may be. A sum of squares goes piece by piece, in an order that hangs on n alone.
  */
 #ifndef FRNN_UPDATE_H
 #define FRNN_UPDATE_H
@@ -34,28 +34,20 @@ static void scale(void *arg, int rank, int size) {
     const frnn_scaling *job = arg;
     const span part = part_of(job->n, rank, size);
     const vec factor = v_set1((real)job->factor);
-    const uint64_t flush = v_flush_on();
     for (int64_t i = part.start; i < part.end; i += LANES) {
         real *const x = (real *)job->x + i;
         const int n = lanes_left(part.end, i);
         v_store_n(x, v_load_n(x, n) * factor, n);
     }
-    v_flush_restore(flush);
 }
 
 /* g + decay w; without a decay g, for a w may be infinite. */
 INLINE vec decayed(double decay, vec g, vec w) { return decay != 0 ? g + w * v_set1((real)decay) : g; }
 
-/* Kept from value to value: decay old + (1 - decay) value. */
-INLINE vec average(double decay, vec old, vec value) {
-    return old * v_set1((real)decay) + value * v_set1((real)(1 - decay));
-}
-
 static void sgd(void *arg, int rank, int size) {
     const frnn_sgd_step *o = arg;
     const span part = part_of(o->n, rank, size);
     const vec lr = v_set1((real)o->lr), momentum = v_set1((real)o->momentum), fresh = v_set1((real)o->fresh);
-    const uint64_t flush = v_flush_on();
     for (int64_t i = part.start; i < part.end; i += LANES) {
         const int n = lanes_left(part.end, i);
         const vec w = v_load_n((real *)o->w + i, n);
@@ -68,29 +60,28 @@ static void sgd(void *arg, int rank, int size) {
         }
         v_store_n((real *)o->w + i, w - g * lr, n);
     }
-    v_flush_restore(flush);
 }
 
 static void adam(void *arg, int rank, int size) {
     const frnn_adam_step *o = arg;
     const span part = part_of(o->n, rank, size);
     const vec rate = v_set1((real)o->rate), eps = v_set1((real)o->eps), shrink = v_set1((real)o->shrink);
-    const uint64_t flush = v_flush_on();
+    const vec b1 = v_set1((real)o->b1), new1 = v_set1((real)(1 - o->b1)), b2 = v_set1((real)o->b2), new2 = v_set1((real)(1 - o->b2));
     for (int64_t i = part.start; i < part.end; i += LANES) {
         const int n = lanes_left(part.end, i);
         const vec w = v_load_n((real *)o->w + i, n) * shrink;
         const vec g = decayed(o->decay, v_load_n((const real *)o->g + i, n), w);
-        const vec m = average(o->b1, v_load_n((real *)o->m + i, n), g);
-        vec v = average(o->b2, v_load_n((real *)o->v + i, n), g * g);
+        const vec m = v_load_n((real *)o->m + i, n) * b1 + g * new1;
+        vec v = v_load_n((real *)o->v + i, n) * b2 + g * g * new2;
         v_store_n((real *)o->m + i, m, n);
         v_store_n((real *)o->v + i, v, n);
         if (o->peak) {
-            v = v_max(v_load_n((real *)o->peak + i, n), v);
+            const vec peak = v_load_n((real *)o->peak + i, n);
+            v = v_select(peak != peak, peak, v_max(peak, v)); /* NaN, whichever of the two is */
             v_store_n((real *)o->peak + i, v, n);
         }
         v_store_n((real *)o->w + i, w - m / (v_sqrt(v) + eps) * rate, n);
     }
-    v_flush_restore(flush);
 }
 
 #endif

@@ -49,13 +49,13 @@ class Rule:
 
     buffers  the names of what it needs of those that are remembered
     update   of one piece, in NumPy: (w, g, buffers..., s, t), with s and t spare memory of that size
-    kernel   of all at once: the C backend's function (w, g, buffers..., **numbers), where it has one
+    kernel   of all at once: the C backend's function (w, g, buffers..., **constants), where it has one
     """
 
     buffers: list[str]
     update: Callable[..., None]
     kernel: str | None = None
-    numbers: Mapping[str, float] = field(default_factory=dict)
+    constants: Mapping[str, float] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------- parameters
@@ -156,7 +156,8 @@ class Optimizer:
         """Change every parameter by its gradient."""
         self.steps += 1
         rule = self._rule()
-        kernel = getattr(c_kernels(), rule.kernel, None) if rule.kernel else None
+        kernels = c_kernels()
+        kernel = getattr(kernels, rule.kernel) if kernels is not None and rule.kernel else None
         for span, buffers in zip(self._spans, self._buffers, strict=True):
             w, g = span.w, span.g
             for name in rule.buffers:
@@ -164,7 +165,7 @@ class Optimizer:
                     buffers[name] = np.zeros_like(w)
             kept = [buffers[name] for name in rule.buffers]
             if kernel is not None:
-                kernel(w, g, *kept, **rule.numbers)
+                kernel(w, g, *kept, **rule.constants)
             else:
                 s, t = self._spare[w.dtype]
                 with np.errstate(all="ignore"):  # inf and nan spread in silence, as they do in a kernel
@@ -298,8 +299,8 @@ class SGD(Optimizer):
                     g = b
             w -= np.multiply(g, lr, out=s)
 
-        numbers = {"lr": lr, "momentum": momentum, "fresh": fresh, "decay": decay, "nesterov": nesterov}
-        return Rule(["momentum_buffer"] if momentum else [], update, "sgd", numbers)
+        constants = {"lr": lr, "momentum": momentum, "fresh": fresh, "decay": decay, "nesterov": nesterov}
+        return Rule(["momentum_buffer"] if momentum else [], update, "sgd", constants)
 
 
 class RMSprop(Optimizer):
@@ -419,8 +420,8 @@ class Adam(Optimizer):
             w -= s
 
         names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * self.amsgrad
-        numbers = {"b1": b1, "b2": b2, "rate": rate, "eps": eps, "shrink": shrink, "decay": decay}
-        return Rule(names, update, "adam", numbers)
+        constants = {"b1": b1, "b2": b2, "rate": rate, "eps": eps, "shrink": shrink, "decay": decay}
+        return Rule(names, update, "adam", constants)
 
 
 class AdamW(Adam):

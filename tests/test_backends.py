@@ -7,6 +7,7 @@ test_wrong_kernels.py's. Next: grid.py.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from types import ModuleType
@@ -349,6 +350,31 @@ def test_a_stream_is_the_sequence(backend: Backend, name: str, batch: int) -> No
     for x_t, y_t in zip(x, y, strict=True):
         assert_same(stream.step(x_t), np.ascontiguousarray(y_t))
     assert_same_state(stream.state, state)
+
+
+@each
+def test_calls_on_the_same_weights_do_not_mix(backend: Backend) -> None:
+    """Whether cells, masks, lengths or a tape are wanted is each call's own affair."""
+    x = np.random.default_rng(1).standard_normal((8, 3, 5)).astype(np.float32)
+
+    def call(layer: Any, want: str) -> list[np.ndarray]:
+        cells = np.full((8, 3, 18), np.nan, np.float32) if want == "cells" else None
+        masks = np.full((1, 8, 3, 18), 2, np.float32) if want == "masks" else None
+        lengths = np.array([5, 8, 0]) if want == "lengths" else None
+        y, state, _ = backend.module.forward(
+            layer.cell, layer.block, x, None, lengths, want == "tape", masks=masks, cells=cells
+        )
+        return [y, *state] if cells is None else [y, *state, cells]
+
+    def layer() -> Any:
+        return fastrnn.LSTM(5, 18, num_layers=2, seed=0, backend=backend.name)
+
+    wants, one = ["nothing", "cells", "masks", "lengths", "tape"], layer()
+    alone = {want: call(layer(), want) for want in wants}
+    for pair in itertools.product(wants, repeat=2):
+        for want in pair:
+            for found, expected in zip(call(one, want), alone[want], strict=True):
+                assert_same(found, expected)
 
 
 @pytest.mark.parametrize("cut", [1, 999, 1024, 1025])

@@ -140,7 +140,7 @@ def test_kernels_have_numpys_bits(name, options, dtype, monkeypatch, isas=None):
                 give(model, step)
                 optimizer.step()
             norm = optim.clip_grad_norm(model, 0.1)  # whose last bit may differ
-        return [model.first.flat, *optimizer.state_dict().values(), norm], model.first.grad
+        return [model.first.flat, model.second.flat, *optimizer.state_dict().values(), norm], model.first.grad
 
     expected, clipped = after("numpy")
     before = fastrnn.get_num_threads()
@@ -155,6 +155,44 @@ def test_kernels_have_numpys_bits(name, options, dtype, monkeypatch, isas=None):
             np.testing.assert_allclose(gradients, clipped, 3e-7 if dtype == np.float32 else 1e-15)
     finally:
         fastrnn.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("SGD", {"momentum": 0.9, "nesterov": True}), ("Adam", {"amsgrad": True})], ids=ids
+)
+def test_threads_share_a_large_step(name, options, n=1_000_003):
+    """So large that the team takes part, in parts that are no whole vectors."""
+    if reason := native.missing():
+        pytest.skip(reason)
+    random, found = np.random.default_rng(0), {}
+    values, gradients = random.standard_normal((2, n), np.float32)
+    for backend in ("numpy", "c"):
+        block = Block({"w": (n,)})
+        with fastrnn.use_backend(backend):
+            optimizer = getattr(optim, name)(block["w"], **options)
+            block.flat[:], block.grad[:] = values, gradients
+            norm = optim.clip_grad_norm(block["w"], 100.0)
+            block.grad[:] = gradients  # whose factor's last bit may differ
+            optimizer.step()
+            optimizer.step()
+        found[backend] = [block.flat, *optimizer.state_dict().values()], norm
+    assert found["c"][1] == pytest.approx(found["numpy"][1], rel=1e-13)
+    for one, other in zip(found["c"][0], found["numpy"][0], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-38, 1e-30, 1e-20])
+def test_adam_with_next_to_nothing(eps):
+    """What is subnormal counts: a step is as large whatever the gradient's size, and no 0 / 0."""
+    block, other = Block({"w": (5,)}), Block({"w": (5,)})
+    for each, backend in ((block, None), (other, "numpy")):
+        each.grad[:] = [0, 1e-20, -1e-19, 1e-12, 1]
+        with fastrnn.use_backend(backend):
+            optimizer = optim.Adam(each["w"], eps=eps)
+            optimizer.step()
+            optimizer.step()
+    np.testing.assert_array_equal(block.flat, other.flat)
+    assert eps == 0 or np.isfinite(block.flat).all()
 
 
 def test_nothing_to_change(ways):

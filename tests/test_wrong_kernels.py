@@ -311,6 +311,8 @@ product.h: packing leaves a row of the transposes out
     PIECEWISE,
     PADDED,
     LANELESS,
+    PARTED,
+    STALE,
 ) = mistakes("""
 sequence.h: threads do not wait
 - if (me->by_panel) frnn_barrier_wait(me->barrier);
@@ -383,6 +385,14 @@ softmax.h: what is past a row's end counts as zeros
 softmax.h: a sum without its last lane
 - i < LANES; i++) all += sum[0][i];
 + i < LANES - 1; i++) all += sum[0][i];
+
+update.h: between two threads a vector is nobody's
+- least(n, vectors * (rank + 1) / size * LANES)
++ least(n, (vectors * (rank + 1) / size - (rank + 1 < size)) * LANES)
+
+plan.c: a call that wants cells goes by the last one that did not
+- && !call->masks && !call->cells;
++ ;
 """)
 
 
@@ -409,6 +419,11 @@ def updates(backend: promises.Backend, name: str, options: dict[str, Any]) -> No
         test_optim.test_kernels_have_numpys_bits(name, options, np.float32, patch, [backend.isa])
 
 
+def large_update(backend: promises.Backend) -> None:
+    """The promise about one that threads share."""
+    test_optim.test_threads_share_a_large_step("SGD", {"momentum": 0.9})
+
+
 def softmax(backend: promises.Backend, columns: int) -> None:
     """The promise about a softmax's sums and exponentials."""
     import test_accuracy  # which skips where the C library was not built
@@ -430,6 +445,8 @@ SUBTLE: list[tuple[Wrong, Callable[..., None], tuple[Any, ...]]] = [
     (PIECEWISE, updates, ("SGD", {})),
     (PADDED, softmax, (17,)),
     (LANELESS, softmax, (64,)),
+    (PARTED, large_update, ()),
+    (STALE, promises.test_calls_on_the_same_weights_do_not_mix, ()),
     (UNMASKED, promises.test_padding_lanes_may_overflow, ("lstm", np.float32)),
     (NO_BARRIER, promises.test_threads, ("lstm", "panels", np.float32, fastrnn.set_num_threads)),
     (IN_ONE_PLACE, promises.test_threads, ("lstm", "rows", np.float32, fastrnn.set_num_threads)),
@@ -454,10 +471,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Wrong, Futu
     (folder / "common").mkdir()
     common = folder / "common" / "no_double.c"
     common.write_text('#include "core.h"\nconst frnn_kernels frnn_generic_double = {"generic"};\n')
-    objects = [
-        _compile(source, CSRC)
+    objects = {
+        source.name: _compile(source, CSRC)
         for source in (common, *map(partial(_copy, folder / "common"), ("plan.c", "threads.c", "cpu.c")))
-    ]
+    }
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield {wrong: pool.submit(_build, folder / str(k), wrong, objects) for k, wrong in enumerate(ALL)}
 
@@ -472,7 +489,7 @@ def _compile(source: Path, include: Path) -> Path:
     return made
 
 
-def _build(folder: Path, wrong: Wrong, objects: list[Path]) -> Path:
+def _build(folder: Path, wrong: Wrong, objects: dict[str, Path]) -> Path:
     shutil.copytree(CSRC, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     changed = folder / wrong.file
     text = changed.read_text()
@@ -480,7 +497,8 @@ def _build(folder: Path, wrong: Wrong, objects: list[Path]) -> Path:
         assert text.count(wrong.right) == 1, f"{wrong.file} holds {wrong.right!r} {text.count(wrong.right)} times"
         changed.write_text("#include <float.h>\n" + text.replace(wrong.right, wrong.wrong))
     library = folder / "wrong.so"
-    made = [_compile(folder / "generic.c", folder), *objects]
+    made = [_compile(folder / "generic.c", folder)]
+    made += [_compile(folder / name, folder) if name == wrong.file else ready for name, ready in objects.items()]
     subprocess.run([*CC, "-shared", *made, "-o", library, "-lpthread", "-lm"], check=True)
     return library
 

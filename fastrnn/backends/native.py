@@ -224,8 +224,11 @@ def _empty(shape: Any, dtype: np.dtype[Any], what: str) -> np.ndarray:
 
 
 def _aligned(size: int, what: str) -> np.ndarray:
-    """So many bytes."""
-    raw = _empty(size + ALIGNMENT, np.dtype(np.uint8), what)
+    """`size` bytes that begin at a multiple of ALIGNMENT."""
+    try:
+        raw = np.empty(size + ALIGNMENT, np.uint8)
+    except (MemoryError, ValueError) as error:
+        raise OutOfMemoryError(f"{what}, {size} bytes, could not be allocated") from error
     start = -raw.__array_interface__["data"][0] % ALIGNMENT
     return raw[start : start + size]
 
@@ -254,7 +257,7 @@ class Recycled:
                     memory = block
             self.given = held[-1:]  # what else there was is free before more is asked for
             if memory is None:
-                memory = memoryview(_aligned(size, self.what))
+                memory = memoryview(_aligned(size, f"{self.what} {shape} of {dtype}"))
             # Made of a memoryview, it is the base of all views of it and lives until the last one's end.
             flat = np.frombuffer(memory, dtype, math.prod(shape))
             self.given.append((weakref.ref(flat), memory))
@@ -444,23 +447,23 @@ def scale(x: np.ndarray, factor: float) -> None:
     _check(code, "scaling {} numbers", x.size)
 
 
-def sgd(w: np.ndarray, g: np.ndarray, b: np.ndarray | None = None, **numbers: float) -> None:
-    """A step of `optim.SGD` for flat arrays; the numbers are those of frnn_sgd_step in csrc/fastrnn.h."""
-    _update("sgd", numbers, w=w, g=g, b=b)
+def sgd(w: np.ndarray, g: np.ndarray, b: np.ndarray | None = None, **constants: float) -> None:
+    """A step of `optim.SGD` for flat arrays; the constants are those of frnn_sgd_step in csrc/fastrnn.h."""
+    _update("sgd", constants, w=w, g=g, b=b)
 
 
 def adam(
-    w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, peak: np.ndarray | None = None, **numbers: float
+    w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, peak: np.ndarray | None = None, **constants: float
 ) -> None:
-    """A step of `optim.Adam` for flat arrays; the numbers are those of frnn_adam_step in csrc/fastrnn.h."""
-    _update("adam", numbers, w=w, g=g, m=m, v=v, peak=peak)
+    """A step of `optim.Adam` for flat arrays; the constants are those of frnn_adam_step in csrc/fastrnn.h."""
+    _update("adam", constants, w=w, g=g, m=m, v=v, peak=peak)
 
 
-def _update(name: str, numbers: dict[str, float], **arrays: np.ndarray | None) -> None:
+def _update(name: str, constants: dict[str, float], **arrays: np.ndarray | None) -> None:
     w = arrays["w"]
     assert w is not None
     places = {key: ffi.from_buffer(array) for key, array in arrays.items() if array is not None}
-    step = ffi.new(f"frnn_{name}_step *", {"n": w.size, **numbers, **places})
+    step = ffi.new(f"frnn_{name}_step *", {"n": w.size, **constants, **places})
     code = getattr(c, "frnn_" + name)(w.itemsize, chosen_isa().encode(), step)
     _check(code, "a step for {} parameters", w.size)
 

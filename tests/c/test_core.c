@@ -485,10 +485,10 @@ static void test_softmax(void)
 static void test_updates(void)
 {
     enum { N = FRNN_SQUARES + 37 }; /* past a piece, and past whole vectors */
-    static float w[N], g[N], m[N], v[N];
+    static float w[N], g[N], m[N], v[N], b[N];
     double sums[2];
     for (int i = 0; i < N; i++)
-        w[i] = 1, g[i] = 2, m[i] = 0, v[i] = 0;
+        w[i] = 1, g[i] = 2;
     for (int isa = 0; frnn_isa_name(isa); isa++) {
         if (!frnn_isa_usable(isa))
             continue;
@@ -499,9 +499,27 @@ static void test_updates(void)
         CHECK(w[0] == 0.5f && w[N - 1] == 0.5f, "1 - 0.25 2 is %g, and last %g", (double)w[0], (double)w[N - 1]);
         expect(frnn_scale(4, name, N, w, 2), FRNN_OK, "scaling");
         CHECK(w[0] == 1 && w[N - 1] == 1, "2 0.5 is %g, and last %g", (double)w[0], (double)w[N - 1]);
-        const frnn_adam_step still = {.n = N, .w = w, .g = g, .m = m, .v = v, .b1 = 1, .b2 = 1, .eps = 1, .rate = 1, .shrink = 1};
-        expect(frnn_adam(4, name, &still), FRNN_OK, "Adam");
-        CHECK(w[0] == 1 && w[N - 1] == 1, "without a moment Adam moves to %g, and last %g", (double)w[0], (double)w[N - 1]);
+        frnn_adam_step first = {.n = N, .w = w, .g = g, .m = m, .v = v, .b1 = 0.5, .b2 = 0.5, .rate = 0.5, .eps = 1, .shrink = 1};
+        for (int i = 0; i < N; i++)
+            m[i] = 0, v[i] = 16, g[i] = 4;
+        expect(frnn_adam(4, name, &first), FRNN_OK, "Adam");
+        for (int i = 0; i < N; i += N - 1) { /* m = 2, v = 16, w = 1 - 0.5 2 / (4 + 1) */
+            CHECK(m[i] == 2 && v[i] == 16, "Adam's moments are %g and %g", (double)m[i], (double)v[i]);
+            CHECK(w[i] == 1 - 2.0f / 5 * 0.5f, "Adam moves to %g", (double)w[i]);
+            b[i] = 100, g[i] = 2, w[i] = 1;
+        }
+        first.peak = b;
+        expect(frnn_adam(4, name, &first), FRNN_OK, "Adam with the greatest v"); /* m = 2, v = 10 */
+        CHECK(v[0] == 10 && b[0] == 100 && w[0] == 1 - 2.0f / 11 * 0.5f, "AMSGrad moves to %g", (double)w[0]);
+        frnn_sgd_step on = {.n = N, .w = w, .g = g, .b = b, .lr = 0.5, .momentum = 0.5, .fresh = 0.25};
+        w[0] = 1, b[0] = 8;
+        expect(frnn_sgd(4, name, &on), FRNN_OK, "momentum");
+        CHECK(b[0] == 4.5f && w[0] == -1.25f, "a momentum of %g moves to %g", (double)b[0], (double)w[0]);
+        on.nesterov = 1, w[0] = 1, b[0] = 8;
+        expect(frnn_sgd(4, name, &on), FRNN_OK, "Nesterov's");
+        CHECK(b[0] == 4.5f && w[0] == -1.125f, "Nesterov's momentum of %g moves to %g", (double)b[0], (double)w[0]);
+        for (int i = 0; i < N; i++)
+            w[i] = 1, g[i] = 2;
     }
     const frnn_sgd_step sgd = {.n = 1, .w = w, .g = g}, no_w = {.n = 1, .g = g}, no_g = {.n = 1, .w = w}, less = {.n = -1};
     expect(frnn_sgd(2, NULL, &sgd), FRNN_ERROR_SPEC, "half precision");
