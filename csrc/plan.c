@@ -835,11 +835,6 @@ static int kernels_for(int real_size, const char *isa, const frnn_kernels **out)
     return real_size == 4 || real_size == 8 ? find_kernels(real_size, isa, out) : FRNN_ERROR_SPEC;
 }
 
-/* Work that reads and writes so many arrays of n numbers from end to end, far from the caches. */
-static void sweep(frnn_task task, void *job, int64_t n, int arrays, int real_size) {
-    frnn_team_run(threads_for((double)n * arrays * real_size / L3_BYTES_PER_NS), task, job);
-}
-
 int frnn_multiply(int real_size, const char *isa, int64_t M, int64_t N, int64_t K, const void *a, int64_t a_row,
                   int64_t a_column, const void *b, int64_t b_row, int64_t b_column, void *c) {
     const frnn_kernels *kernels = NULL;
@@ -890,44 +885,41 @@ int frnn_scaled_exponentials(int real_size, const char *isa, int64_t rows, int64
     return FRNN_OK;
 }
 
+/* Work that goes through so many arrays of n numbers from end to end, far from the caches, if those that it needs are there. */
+static int check_sweep(int real_size, const char *isa, int64_t n, int there, const frnn_kernels **out) {
+    const int code = kernels_for(real_size, isa, out);
+    return code ? code : n < 0 ? FRNN_ERROR_SIZE : n && !there ? FRNN_ERROR_NULL : FRNN_OK;
+}
+static void sweep(frnn_task task, const void *job, int64_t n, int arrays, int real_size) {
+    frnn_team_run(threads_for((double)n * arrays * real_size / L3_BYTES_PER_NS), task, (void *)job);
+}
+
 int frnn_sums_of_squares(int real_size, const char *isa, int64_t n, const void *x, double *sums) {
     const frnn_kernels *kernels = NULL;
-    const int code = kernels_for(real_size, isa, &kernels);
-    if (code) return code;
-    if (n < 0) return FRNN_ERROR_SIZE;
-    if (n && (!x || !sums)) return FRNN_ERROR_NULL;
-    sweep(kernels->sums_of_squares, &(frnn_squares){.n = n, .x = x, .sums = sums}, n, 1, real_size);
-    return FRNN_OK;
+    const int code = check_sweep(real_size, isa, n, x && sums, &kernels);
+    if (!code) sweep(kernels->sums_of_squares, &(frnn_squares){.n = n, .x = x, .sums = sums}, n, 1, real_size);
+    return code;
 }
 
 int frnn_scale(int real_size, const char *isa, int64_t n, void *x, double factor) {
     const frnn_kernels *kernels = NULL;
-    const int code = kernels_for(real_size, isa, &kernels);
-    if (code) return code;
-    if (n < 0) return FRNN_ERROR_SIZE;
-    if (n && !x) return FRNN_ERROR_NULL;
-    sweep(kernels->scale, &(frnn_scaling){.n = n, .x = x, .factor = factor}, n, 2, real_size);
-    return FRNN_OK;
+    const int code = check_sweep(real_size, isa, n, x != NULL, &kernels);
+    if (!code) sweep(kernels->scale, &(frnn_scaling){.n = n, .x = x, .factor = factor}, n, 2, real_size);
+    return code;
 }
 
 int frnn_sgd(int real_size, const char *isa, const frnn_sgd_step *step) {
     const frnn_kernels *kernels = NULL;
-    const int code = kernels_for(real_size, isa, &kernels);
-    if (code) return code;
     if (!step) return FRNN_ERROR_NULL;
-    if (step->n < 0) return FRNN_ERROR_SIZE;
-    if (step->n && (!step->w || !step->g)) return FRNN_ERROR_NULL;
-    sweep(kernels->sgd, (void *)step, step->n, step->b ? 5 : 3, real_size);
-    return FRNN_OK;
+    const int code = check_sweep(real_size, isa, step->n, step->w && step->g, &kernels);
+    if (!code) sweep(kernels->sgd, step, step->n, step->b ? 5 : 3, real_size);
+    return code;
 }
 
 int frnn_adam(int real_size, const char *isa, const frnn_adam_step *step) {
     const frnn_kernels *kernels = NULL;
-    const int code = kernels_for(real_size, isa, &kernels);
-    if (code) return code;
     if (!step) return FRNN_ERROR_NULL;
-    if (step->n < 0) return FRNN_ERROR_SIZE;
-    if (step->n && (!step->w || !step->g || !step->m || !step->v)) return FRNN_ERROR_NULL;
-    sweep(kernels->adam, (void *)step, step->n, step->peak ? 9 : 7, real_size);
-    return FRNN_OK;
+    const int code = check_sweep(real_size, isa, step->n, step->w && step->g && step->m && step->v, &kernels);
+    if (!code) sweep(kernels->adam, step, step->n, step->peak ? 9 : 7, real_size);
+    return code;
 }
