@@ -46,21 +46,18 @@ static void multiply(void *arg, int rank, int size) {
     scratch mine = {.z = m->scratch[rank]};
     mine.left = mine.z + TILE_VECS * LANES;
     mine.right = mine.left + GRAD_ROWS * LANES;
-    const int64_t row_groups = (m->M + LANES - 1) / LANES, column_groups = (m->N + LANES - 1) / LANES;
-    const int by_rows = row_groups >= column_groups;
-    const int64_t m0 = by_rows ? row_groups * rank / size * LANES : 0;
-    const int64_t m1 = by_rows ? least(m->M, row_groups * (rank + 1) / size * LANES) : m->M;
-    const int64_t n0 = by_rows ? 0 : column_groups * rank / size * LANES;
-    const int64_t n1 = by_rows ? m->N : least(m->N, column_groups * (rank + 1) / size * LANES);
+    const int by_rows = (m->M + LANES - 1) / LANES >= (m->N + LANES - 1) / LANES;
+    const span rows = part_of(m->M, by_rows ? rank : 0, by_rows ? size : 1);
+    const span columns = part_of(m->N, by_rows ? 0 : rank, by_rows ? 1 : size);
     const int64_t most = grad_columns(m->l2);
     const int64_t pieces = (m->K + GRAD_ROWS - 1) / GRAD_ROWS;
     for (int64_t piece = 0; piece < pieces; piece++) {
         const int64_t k0 = m->K * piece / pieces, depth = m->K * (piece + 1) / pieces - k0;
-        for (int64_t c0 = n0; c0 < n1; c0 += most) {
-            const int64_t width = least(most, n1 - c0);
+        for (int64_t c0 = columns.start; c0 < columns.end; c0 += most) {
+            const int64_t width = least(most, columns.end - c0);
             const lines right = right_lines(m, k0, depth, c0, width, mine.right);
-            for (int64_t i = m0; i < m1; i += LANES) {
-                const int64_t height = least(LANES, m1 - i);
+            for (int64_t i = rows.start; i < rows.end; i += LANES) {
+                const int64_t height = least(LANES, rows.end - i);
                 pack_lines((const real *)m->a + i * m->a_row + k0 * m->a_column, m->a_row, m->a_column, (int)height, depth,
                            mine.left, LANES);
                 add_group(&mine, right, depth, height, width, (real *)m->c + i * m->N + c0, m->N);

@@ -15,6 +15,12 @@ typedef struct span {
     int64_t start, end;
 } span;
 
+/* A thread's part of n numbers, in whole vectors but for the last. */
+INLINE span part_of(int64_t n, int rank, int size) {
+    const int64_t vectors = (n + LANES - 1) / LANES;
+    return (span){vectors * rank / size * LANES, least(n, vectors * (rank + 1) / size * LANES)};
+}
+
 /* How many rows take step s, and the packed number of the first of them. */
 INLINE int64_t active(const frnn_run *run, int64_t s) { return run->active ? run->active[s] : s < run->T ? run->B : 0; }
 INLINE int64_t first(const frnn_run *run, int64_t s) { return run->first ? run->first[s] : s * run->B; }

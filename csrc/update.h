@@ -8,12 +8,6 @@
 
 #include "sequence.h"
 
-/* A thread's part of n numbers, in whole vectors but for the last. */
-INLINE span part_of(int64_t n, int rank, int size) {
-    const int64_t vectors = (n + LANES - 1) / LANES;
-    return (span){vectors * rank / size * LANES, least(n, vectors * (rank + 1) / size * LANES)};
-}
-
 static void sums_of_squares(void *arg, int rank, int size) {
     const frnn_squares *job = arg;
     const int64_t pieces = (job->n + FRNN_SQUARES - 1) / FRNN_SQUARES;

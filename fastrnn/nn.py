@@ -362,10 +362,8 @@ class CrossEntropy:
         _within(targets, logits.shape[-1], "targets", counted)
         rows, which = _rows(logits), np.where(counted, targets, 0).astype(np.intp).reshape(-1)
         counted = np.flatnonzero(counted)
-        peak, norm = np.empty((2, len(rows), 1), logits.dtype)  # of each row its maximum, and sum(exp(x - maximum))
+        peak, norm = softmax_sums(rows)
         self._call = logits, which, counted, peak, norm
-        if counted.size:
-            softmax_sums(rows, peak, norm)
         with np.errstate(invalid="ignore"):  # inf - inf: nan, as it should be
             losses = np.log(norm[counted, 0]) - (rows[counted, which[counted]] - peak[counted, 0])
         total = float(losses.sum(dtype=np.float64))
@@ -462,10 +460,7 @@ def _softmax_sums(x: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     x = _floats(x, "x")
     if not x.ndim:
         raise ShapeError("x must have an axis, [..., V], not be a single number")
-    rows = _rows(x)
-    peak, norm = np.empty((2, len(rows), 1), x.dtype)
-    softmax_sums(rows, peak, norm)
-    return x, peak, norm
+    return x, *softmax_sums(_rows(x))
 
 
 def sample(logits: Any, temperature: float = 1.0, top_k: int | None = None, rng: Any = None) -> np.ndarray:

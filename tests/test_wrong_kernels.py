@@ -386,7 +386,7 @@ softmax.h: a sum without its last lane
 - i < LANES; i++) all += sum[0][i];
 + i < LANES - 1; i++) all += sum[0][i];
 
-update.h: between two threads a vector is nobody's
+sequence.h: between two threads a vector is nobody's
 - least(n, vectors * (rank + 1) / size * LANES)
 + least(n, (vectors * (rank + 1) / size - (rank + 1 < size)) * LANES)
 

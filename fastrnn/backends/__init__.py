@@ -154,15 +154,16 @@ def add_product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
         out += a @ b
 
 
-def softmax_sums(x: np.ndarray, peak: np.ndarray, norm: np.ndarray) -> None:
-    """Of rows x: [N, V] their maximum into peak [N, 1] and the sum of exp(x - peak) into norm [N, 1].
+def softmax_sums(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of rows x: [N, V], C-contiguous, their maximum peak [N, 1] and the sum of exp(x - peak), norm [N, 1].
 
-    By the C kernels where they are in use. All are C-contiguous and of one dtype; a NaN shows in norm.
+    By the C kernels where they are in use. A NaN shows in norm.
     """
+    peak, norm = np.empty((2, len(x), 1), x.dtype)
     native = c_kernels()
     if native is not None:
         native.softmax_sums(x, peak, norm)
-        return
+        return peak, norm
     chunks = _chunks(x)
     spare = np.empty_like(x[chunks[0]]) if chunks else x
     with np.errstate(invalid="ignore"):  # inf - inf: nan, as it should be
@@ -170,10 +171,11 @@ def softmax_sums(x: np.ndarray, peak: np.ndarray, norm: np.ndarray) -> None:
             x[part].max(-1, keepdims=True, out=peak[part], initial=-np.inf)
             e = np.subtract(x[part], peak[part], out=spare[: part.stop - part.start])
             np.exp(e, out=e).sum(-1, keepdims=True, out=norm[part])
+    return peak, norm
 
 
 def scaled_exponentials(x: np.ndarray, peak: np.ndarray, factor: np.ndarray, out: np.ndarray) -> None:
-    """out: [N, V] = exp(x - peak) * factor, with peak and factor [N, 1]; as `softmax_sums`."""
+    """out: [N, V] = exp(x - peak) * factor, with peak and factor [N, 1]. All are C-contiguous and of one dtype."""
     native = c_kernels()
     if native is not None:
         native.scaled_exponentials(x, peak, factor, out)

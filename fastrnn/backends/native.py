@@ -186,6 +186,7 @@ class Engine:
         self.packed = version, backward
 
     def tape_memory(self, call: Any) -> np.ndarray:
+        """Memory for the call's tape: the last one's, where that was given back and is of such a size."""
         size = c.frnn_tape_bytes(self.weights, call)
         _check(-min(size, 0), "the tape of T={}, B={}", call.T, call.B)
         spare, self.spare = self.spare, None
