@@ -1,9 +1,9 @@
-"""The constants of the cost model in csrc/plan.c, as this machine has them, beside what stands there.
+"""The constants of the cost model in csrc/cost.h, as this machine has them, beside what stands there.
 
     python bench/costs.py
 
 The model says how many threads share a call and what each owns; where it cannot tell, calls are timed both ways. So the
-constants need to be right within a factor of two or so, and this is how to look. Next: csrc/plan.c, `share_work`.
+constants need to be right within a factor of two or so, and this is how to look. Next: csrc/share.c.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ LANES = {"avx512": 16, "avx2": 8, "neon": 4, "generic": 4}
 def main() -> None:
     """Measure and print."""
     isa = str(fastrnn.show_config(as_dict=True)["backends"]["c"]["isa"])  # type: ignore[index]
-    there = in_plan(narrow=isa != "avx512")
-    print(f"{'':20}{'measured':>12}{'in plan.c':>12}")
+    there = in_model(narrow=isa != "avx512")
+    print(f"{'':20}{'measured':>12}{'in cost.h':>12}")
     for name, value in measure(isa).items():
         print(f"{name:20}{value:12.4g}{there[name]:12.4g}")
 
 
-def in_plan(narrow: bool) -> dict[str, float]:
+def in_model(narrow: bool) -> dict[str, float]:
     """The cost model's constants; of those given twice the second, for narrow vectors, or the first."""
-    text = (ROOT / "csrc" / "plan.c").read_text()
+    text = (ROOT / "csrc" / "cost.h").read_text()
     found = re.findall(r"static const double (\w+)(?:\[\])? = \{?([\d., ]+)\}?;", text)
     return {name: float(values.split(",")[-1 if narrow else 0]) for name, values in found}
 
 
 def measure(isa: str) -> dict[str, float]:
-    """All that can be measured by itself, by its name in plan.c."""
+    """All that can be measured by itself, by its name in cost.h."""
     ceilings = probe.measure([1, 2])
     barrier, call, wake = team()
     fastrnn.set_num_threads(1)

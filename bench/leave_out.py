@@ -46,12 +46,12 @@ TECHNIQUES = (
     technique(
         "input products for many steps at once",
         "lstm-inference-h64-b1 lstm-inference-h256-b1 gru-inference-h128-b8",
-        ("plan.c", "run->chunk = B && rows > B ? rows / B : 1;", "run->chunk = 1;"),
+        ("share.c", "run->chunk = B && rows > B ? rows / B : 1;", "run->chunk = 1;"),
     ),
     technique(
         "a small LSTM's input and state in one product",
         "lstm-inference-h16-b32 lstm-inference-h64-b32 lstm-training-h64-b8",
-        ("plan.c", "run->stacked = !grads && stackable", "run->stacked = 0 && stackable"),
+        ("share.c", "run->stacked = !run->grads &&", "run->stacked = 0 &&"),
     ),
     technique(
         "several panels at a time for a single row",
@@ -95,7 +95,7 @@ TECHNIQUES = (
     technique(
         "longer chunks where weights outgrow the last cache",
         "lstm-inference-h1024-b8 lstm-inference-h1024-b32",
-        ("plan.c", "bytes_in_turn(w) > l3 / 2 ? CHUNK_FAR : CHUNK_LEAST", "CHUNK_LEAST"),
+        ("share.c", "l3 / 2 ? CHUNK_FAR", "l3 / 2 ? CHUNK_LEAST"),
     ),
     technique(
         "the next panel's weights asked for while one is summed",
@@ -105,17 +105,17 @@ TECHNIQUES = (
     technique(
         "threads that share units, where there are few rows",
         "lstm-inference-h128-b1 gru-inference-h256-b1 lstm-training-h256-b1",
-        ("plan.c", BY_PANEL, "*by_panel = 0;"),
+        ("share.c", BY_PANEL, "*by_panel = 0;"),
     ),
     technique(
         "threads that own rows, where there are many",
         "lstm-inference-h64-b32 gru-inference-h128-b128 rnn-inference-h64-b8",
-        ("plan.c", BY_PANEL, "*by_panel = 1;"),
+        ("share.c", BY_PANEL, "*by_panel = 1;"),
     ),
     technique(
         "layers at the same time",
         "lstm-inference-h64-b1-2x1 rnn-inference-h64-b1-2x1 gru-training-h64-b1-2x1",
-        ("plan.c", "if (layered < shared) shared = layered", "if (0) shared = layered"),
+        ("share.c", "if (layered < shared) shared = layered", "if (0) shared = layered"),
     ),
     technique(
         "weight gradients by chunks of steps, not at the end",
@@ -178,7 +178,7 @@ TECHNIQUES = (
     technique(
         "small calls timed alone and by the team",
         "rnn-training-h16-b8 lstm-inference-h64-b1 rnn-training-h64-b1",
-        ("plan.c", "if (!choose_by_trial(doubt, run->B * 64 + bucket)) return doubt;", ""),
+        ("share.c", "if (!frnn_choose_by_trial(doubt, run->B * 64 + bucket)) return doubt;", ""),
     ),
     technique(
         "a step like the last one prepared once",

@@ -1,7 +1,7 @@
 """What the C library is made of: its sources, the flags of each instruction set, the interface for cffi.
 
 Read by setup.py and, through its `cffi_modules`, by cffi, which makes `fastrnn._c` of it; nothing here compiles
-anything, and nothing of it is installed. Which kernels run is decided when they do, by plan.c. Next: setup.py.
+anything, and nothing of it is installed. Which kernels run is decided when they do, by machine.c. Next: setup.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-/* What plan.c and the kernels agree on: packed weights, one call's buffers, the table of an instruction set.
+/* What the plans and the kernels agree on: packed weights, one call's buffers, the table of an instruction set.
  *
  * Nothing here depends on an instruction set but for `lanes`, the reals in a vector. Buffers are `void *`: the
  * kernels know whether they hold float or double. Sizes ending in p are padded up to whole vectors.
@@ -52,6 +52,7 @@ struct frnn_weights {
     int h_plane; /* the first plane that the recurrent product feeds */
     int h_vecs;  /* the planes it feeds */
     int plain;   /* the standard activations and no clip */
+    int stackable; /* whether a step may take the input's product with its own */
     int packed, packed_backward;
     frnn_act act[3];
     frnn_track *tracks; /* [L*D] */

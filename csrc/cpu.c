@@ -1,7 +1,7 @@
 /* What this machine offers, asked of the CPU itself (CPUID, XGETBV), of the kernel and of its control groups.
  *
  * The compiler's __builtin_cpu_supports is not used: not every compiler's checks that the operating system saves the
- * registers too. Numbers that cannot be found are 0, never a guess. Next: threads.c and plan.c, who ask.
+ * registers too. Numbers that cannot be found are 0, never a guess. Next: machine.c and threads.c, who ask.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* sched_getaffinity */

@@ -1,5 +1,5 @@
 /* What this machine offers: instruction sets, processors, caches, a name. The name and the caches are in fastrnn.h.
- * It says what is there; what to make of it is plan.c's and threads.c's to decide. Next: cpu.c. */
+ * It says what is there; what to make of it is machine.c's and threads.c's to decide. Next: cpu.c. */
 #ifndef FRNN_CPU_H
 #define FRNN_CPU_H
 

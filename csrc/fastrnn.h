@@ -3,7 +3,7 @@
  * Words: T steps, B batch, I input size, H hidden size, P projected size (P = H without projection), L layers,
  * D directions. Arrays are row-major, time first; all of them are of the type the spec names, and float32 and
  * float64 alike are passed as void *. Parameters have torch's shapes and gate order. Every function that can fail
- * returns a code (0 is success) which frnn_error() turns into a sentence. Next: plan.c.
+ * returns a code (0 is success) which frnn_error() turns into a sentence. Next: weights.c, plan.c.
  *
  * A program: fill a frnn_spec; frnn_weights_new, frnn_weights_pack; frnn_plan_new; frnn_forward as often as wanted.
  * Weights may be shared by plans. A call on a plan that is busy with another gets a workspace of its own for the time.

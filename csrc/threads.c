@@ -2,8 +2,8 @@
  *
  * All waiting is one thing: a *word* holds an even number, waiters wait until it changes, and whoever changes it
  * wakes them only if one has marked it as slept on, in its lowest bit. The barrier's phase, a worker's next job and
- * the end of a job are such words. Not here: priorities, work stealing, pinning. Next: cpu.c, or who uses the team,
- * plan.c.
+ * the end of a job are such words. Not here: priorities, work stealing, pinning. Next: cpu.c, or share.c, who
+ * decides what the team is worth.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* sched_getcpu, sched_setaffinity */

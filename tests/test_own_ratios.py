@@ -73,7 +73,7 @@ def test_every_promise_gives_lines(monkeypatch):
 
 
 def test_the_costs_are_those_of_the_model():
-    wide, narrow = costs.in_plan(False), costs.in_plan(True)
+    wide, narrow = costs.in_model(False), costs.in_model(True)
     assert wide["FLOPS_PER_NS"] > narrow["FLOPS_PER_NS"] and wide["BARRIER_NS"] == narrow["BARRIER_NS"]
     measured = re.findall(r'^        "(\w+)":', Path(costs.__file__).read_text(), re.MULTILINE)
     assert len(measured) > 5 and set(measured) < set(wide)

@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -471,16 +470,17 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Wrong, Futu
     (folder / "common").mkdir()
     common = folder / "common" / "no_double.c"
     common.write_text('#include "core.h"\nconst frnn_kernels frnn_generic_double = {"generic"};\n')
-    objects = {
-        source.name: _compile(source, CSRC)
-        for source in (common, *map(partial(_copy, folder / "common"), ("plan.c", "threads.c", "cpu.c")))
-    }
+    core = _recipe()["libraries"]("generic")[0][1]["sources"]
+    copies = (Path(shutil.copy(CSRC.parent / source, folder / "common")) for source in core)
+    objects = {source.name: _compile(source, CSRC) for source in (common, *copies)}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield {wrong: pool.submit(_build, folder / str(k), wrong, objects) for k, wrong in enumerate(ALL)}
 
 
-def _copy(folder: Path, name: str) -> Path:
-    return Path(shutil.copy(CSRC / name, folder))
+def _recipe() -> dict[str, Any]:
+    """csrc/build.py: what the library is made of."""
+    pytest.importorskip("cffi")
+    return runpy.run_path(str(CSRC / "build.py"))
 
 
 def _compile(source: Path, include: Path) -> Path:
@@ -510,7 +510,7 @@ LOADED: list[Any] = []  # never closed: each may have threads that sleep in its 
 def use(built: dict[Wrong, Future[Path]], monkeypatch: pytest.MonkeyPatch) -> Callable[[Wrong], None]:
     """Have the C backend be that library."""
     cffi = pytest.importorskip("cffi")
-    declarations = runpy.run_path(str(CSRC / "build.py"))["declarations"]
+    declarations = _recipe()["declarations"]
 
     def use(wrong: Wrong) -> None:
         ffi = cffi.FFI()

@@ -1,0 +1,24 @@
+/* How many threads share a call, and what each of them owns: core.h's size, groups, by_panel and layers. Next: share.c. */
+#ifndef FRNN_SHARE_H
+#define FRNN_SHARE_H
+
+#include "core.h"
+
+/* Whether the team helps calls of one kind, found out by timing both where the model cannot tell: what a barrier costs, and
+ * whether the team is awake, changes from machine to machine and from minute to minute. */
+typedef struct frnn_trial {
+    int64_t key; /* what the calls have in common */
+    unsigned calls;
+    int team;     /* what is best so far */
+    double ns[2]; /* a step of a row: alone, by the team */
+} frnn_trial;
+
+/* Whether the next call of this kind is the team's; and how long it took. */
+int frnn_choose_by_trial(frnn_trial *t, int64_t key);
+void frnn_note_trial(frnn_trial *t, int team, double ns);
+
+/* Decide how a run is shared whose weights and sizes are known, and how many steps a chunk has. The trial that decided, of
+ * forward, forward with a tape or backward, or NULL. */
+frnn_trial *frnn_share(frnn_run *run, frnn_trial trials[3]);
+
+#endif
