@@ -166,7 +166,7 @@ typedef struct frnn_kernels {
     frnn_task softmax_sums, scaled_exponentials; /* of frnn_softmax */
     frnn_task sums_of_squares;   /* of frnn_squares */
     frnn_task scale;             /* of frnn_scaling */
-    frnn_task sgd, adam;         /* of frnn_sgd_step, frnn_adam_step */
+    frnn_task sgd, rmsprop, adam; /* of a frnn_sgd_step and so on */
 } frnn_kernels;
 
 /* Defined by the instruction sets' files. */

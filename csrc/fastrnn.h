@@ -88,6 +88,15 @@ typedef struct frnn_adam_step {
     double b1, b2, rate, eps, shrink, decay;
 } frnn_adam_step;
 
+/* A step of RMSprop: g += decay w, v the running mean of g^2, less with `mean` the square of that of g; the change is
+ * g / (sqrt(v) + eps), with momentum b = momentum b + that; w -= lr times it. */
+typedef struct frnn_rmsprop_step {
+    int64_t n;
+    void *w, *v, *mean, *b;  /* mean NULL: not centered; b NULL: without momentum */
+    const void *g;
+    double lr, alpha, eps, momentum, decay;
+} frnn_rmsprop_step;
+
 /* Where the tape keeps a layer and direction's sequences: offsets in reals, rows padded to `ld` reals. */
 typedef struct frnn_tape_view {
     int64_t gates, gates_ld, plane;  /* [rows, planes, plane]: activated gates; GRU: n r z and W_hn h + b_hn or r h */
@@ -144,6 +153,7 @@ enum { FRNN_SQUARES = 16384 };
 int frnn_sums_of_squares(int real_size, const char *isa, int64_t n, const void *x, double *sums);
 int frnn_scale(int real_size, const char *isa, int64_t n, void *x, double factor);
 int frnn_sgd(int real_size, const char *isa, const frnn_sgd_step *step);
+int frnn_rmsprop(int real_size, const char *isa, const frnn_rmsprop_step *step);
 int frnn_adam(int real_size, const char *isa, const frnn_adam_step *step);
 
 /* The team of threads that calls share: its size, and the most that this process may use. */

@@ -564,7 +564,7 @@ const frnn_kernels TABLE_NAME(FRNN_ISA, PER_TYPE(float, double)) = {
     .name = FRNN_ISA_NAME, .lanes = LANES, .scratch_bytes = scratch_bytes, .pack = pack, .forward = forward, .backward = backward,
     .matrix_bytes = sizeof(real) * (TILE_VECS * LANES + GRAD_ROWS * (LANES + GRAD_COLUMNS)), .multiply = multiply,
     .softmax_sums = softmax_sums, .scaled_exponentials = scaled_exponentials,
-    .sums_of_squares = sums_of_squares, .scale = scale, .sgd = sgd, .adam = adam,
+    .sums_of_squares = sums_of_squares, .scale = scale, .sgd = sgd, .rmsprop = rmsprop, .adam = adam,
 };
 
 #endif

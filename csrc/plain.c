@@ -86,6 +86,14 @@ int frnn_sgd(int real_size, const char *isa, const frnn_sgd_step *step) {
     return code;
 }
 
+int frnn_rmsprop(int real_size, const char *isa, const frnn_rmsprop_step *step) {
+    const frnn_kernels *kernels = NULL;
+    if (!step) return FRNN_ERROR_NULL;
+    const int code = check_sweep(real_size, isa, step->n, step->w && step->g && step->v, &kernels);
+    if (!code) sweep(kernels->rmsprop, step, step->n, 5 + 2 * (step->mean != NULL) + 2 * (step->b != NULL), real_size);
+    return code;
+}
+
 int frnn_adam(int real_size, const char *isa, const frnn_adam_step *step) {
     const frnn_kernels *kernels = NULL;
     if (!step) return FRNN_ERROR_NULL;

@@ -56,6 +56,31 @@ static void sgd(void *arg, int rank, int size) {
     }
 }
 
+static void rmsprop(void *arg, int rank, int size) {
+    const frnn_rmsprop_step *o = arg;
+    const span part = part_of(o->n, rank, size);
+    const vec lr = v_set1((real)o->lr), momentum = v_set1((real)o->momentum), eps = v_set1((real)o->eps);
+    const vec alpha = v_set1((real)o->alpha), fresh = v_set1((real)(1 - o->alpha));
+    for (int64_t i = part.start; i < part.end; i += LANES) {
+        const int n = lanes_left(part.end, i);
+        const vec w = v_load_n((real *)o->w + i, n);
+        const vec g = decayed(o->decay, v_load_n((const real *)o->g + i, n), w);
+        vec v = v_load_n((real *)o->v + i, n) * alpha + g * g * fresh;
+        v_store_n((real *)o->v + i, v, n);
+        if (o->mean) {
+            const vec mean = v_load_n((real *)o->mean + i, n) * alpha + g * fresh;
+            v_store_n((real *)o->mean + i, mean, n);
+            v -= mean * mean;
+        }
+        vec change = g / (v_sqrt(v) + eps);
+        if (o->b) {
+            change += v_load_n((real *)o->b + i, n) * momentum;
+            v_store_n((real *)o->b + i, change, n);
+        }
+        v_store_n((real *)o->w + i, w - change * lr, n);
+    }
+}
+
 static void adam(void *arg, int rank, int size) {
     const frnn_adam_step *o = arg;
     const span part = part_of(o->n, rank, size);

@@ -13,7 +13,7 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -47,15 +47,16 @@ Params = Any  # a Module, a Parameter, or an iterable of them
 class Rule:
     """How a step changes a parameter.
 
-    buffers  the names of what it needs of those that are remembered
-    update   of one piece, in NumPy: (w, g, buffers..., s, t), with s and t spare memory of that size
-    kernel   of all at once: the C backend's function (w, g, buffers..., **constants), where it has one
+    buffers    what it needs of that which is remembered, by the kernel's names
+    update     of one piece, in NumPy: (w, g, buffers..., s, t), with s and t spare memory of that size
+    kernel     of all at once: the C backend's name for it
+    constants  what the kernel is told beside
     """
 
-    buffers: list[str]
+    buffers: dict[str, str]
     update: Callable[..., None]
-    kernel: str | None = None
-    constants: Mapping[str, float] = field(default_factory=dict)
+    kernel: str
+    constants: Mapping[str, float]
 
 
 # ---------------------------------------------------------------- parameters
@@ -157,21 +158,20 @@ class Optimizer:
         self.steps += 1
         rule = self._rule()
         kernels = c_kernels()
-        kernel = getattr(kernels, rule.kernel) if kernels is not None and rule.kernel else None
         for span, buffers in zip(self._spans, self._buffers, strict=True):
             w, g = span.w, span.g
-            for name in rule.buffers:
+            for name in rule.buffers.values():
                 if name not in buffers:
                     buffers[name] = np.zeros_like(w)
-            kept = [buffers[name] for name in rule.buffers]
-            if kernel is not None:
-                kernel(w, g, *kept, **rule.constants)
+            kept = {key: buffers[name] for key, name in rule.buffers.items()}
+            if kernels is not None:
+                kernels.update(rule.kernel, rule.constants, w, g=g, **kept)
             else:
                 s, t = self._spare[w.dtype]
                 with np.errstate(all="ignore"):  # inf and nan spread in silence, as they do in a kernel
                     for piece in _pieces(w.size):
                         size = piece.stop - piece.start
-                        rule.update(w[piece], g[piece], *[b[piece] for b in kept], s[:size], t[:size])
+                        rule.update(w[piece], g[piece], *[b[piece] for b in kept.values()], s[:size], t[:size])
             span.block.touch()
 
     def zero_grad(self) -> None:
@@ -300,7 +300,7 @@ class SGD(Optimizer):
             w -= np.multiply(g, lr, out=s)
 
         constants = {"lr": lr, "momentum": momentum, "fresh": fresh, "decay": decay, "nesterov": nesterov}
-        return Rule(["momentum_buffer"] if momentum else [], update, "sgd", constants)
+        return Rule({"b": "momentum_buffer"} if momentum else {}, update, "sgd", constants)
 
 
 class RMSprop(Optimizer):
@@ -359,8 +359,13 @@ class RMSprop(Optimizer):
                 change = b
             w -= np.multiply(change, lr, out=s)
 
-        names = ["square_avg"] + ["grad_avg"] * centered + ["momentum_buffer"] * (momentum != 0)
-        return Rule(names, update)
+        names = {"v": "square_avg"}
+        if centered:
+            names["mean"] = "grad_avg"
+        if momentum:
+            names["b"] = "momentum_buffer"
+        constants = {"lr": lr, "alpha": alpha, "eps": eps, "momentum": momentum, "decay": decay}
+        return Rule(names, update, "rmsprop", constants)
 
 
 class Adam(Optimizer):
@@ -419,7 +424,7 @@ class Adam(Optimizer):
             s *= rate
             w -= s
 
-        names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * self.amsgrad
+        names = {"m": "exp_avg", "v": "exp_avg_sq"} | ({"peak": "max_exp_avg_sq"} if self.amsgrad else {})
         constants = {"b1": b1, "b2": b2, "rate": rate, "eps": eps, "shrink": shrink, "decay": decay}
         return Rule(names, update, "adam", constants)
 

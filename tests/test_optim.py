@@ -127,7 +127,7 @@ def test_float32_stays_float32(name, options, ways):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name, options", [row for row in GRID if row[0] != "RMSprop"], ids=ids)
+@pytest.mark.parametrize("name, options", GRID, ids=ids)
 def test_kernels_have_numpys_bits(name, options, dtype, monkeypatch, isas=None):
     if reason := native.missing():
         pytest.skip(reason)
@@ -158,7 +158,9 @@ def test_kernels_have_numpys_bits(name, options, dtype, monkeypatch, isas=None):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("SGD", {"momentum": 0.9, "nesterov": True}), ("Adam", {"amsgrad": True})], ids=ids
+    ("name", "options"),
+    [("SGD", {"momentum": 0.9, "nesterov": True}), ("RMSprop", {"centered": True}), ("Adam", {"amsgrad": True})],
+    ids=ids,
 )
 def test_threads_share_a_large_step(name, options, n=1_000_003):
     """So large that the team takes part, in parts that are no whole vectors."""

@@ -306,6 +306,7 @@ product.h: packing leaves a row of the transposes out
     AHEAD_1,
     UNDECAYED,
     UNSTEADY,
+    OFF_CENTRE,
     UNEVEN,
     PIECEWISE,
     PADDED,
@@ -368,6 +369,10 @@ update.h: an optimiser's weights do not decay
 update.h: a momentum takes the whole gradient
 - * momentum + g * fresh;
 + * momentum + g;
+
+update.h: RMSprop is centered by the mean itself
+- v -= mean * mean;
++ v -= mean;
 
 update.h: Adam divides by the square
 - m / (v_sqrt(v) + eps)
@@ -440,6 +445,7 @@ SUBTLE: list[tuple[Wrong, Callable[..., None], tuple[Any, ...]]] = [
     (AHEAD_1, beyond_caches, ("rnn", 1)),
     (UNDECAYED, updates, ("Adam", {"weight_decay": 0.1})),
     (UNSTEADY, updates, ("SGD", {"momentum": 0.9, "dampening": 0.3})),
+    (OFF_CENTRE, updates, ("RMSprop", {"centered": True})),
     (UNEVEN, updates, ("Adam", {})),
     (PIECEWISE, updates, ("SGD", {})),
     (PADDED, softmax, (17,)),

@@ -448,23 +448,10 @@ def scale(x: np.ndarray, factor: float) -> None:
     _check(code, "scaling {} numbers", x.size)
 
 
-def sgd(w: np.ndarray, g: np.ndarray, b: np.ndarray | None = None, **constants: float) -> None:
-    """A step of `optim.SGD` for flat arrays; the constants are those of frnn_sgd_step in csrc/fastrnn.h."""
-    _update("sgd", constants, w=w, g=g, b=b)
-
-
-def adam(
-    w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, peak: np.ndarray | None = None, **constants: float
-) -> None:
-    """A step of `optim.Adam` for flat arrays; the constants are those of frnn_adam_step in csrc/fastrnn.h."""
-    _update("adam", constants, w=w, g=g, m=m, v=v, peak=peak)
-
-
-def _update(name: str, constants: dict[str, float], **arrays: np.ndarray | None) -> None:
-    w = arrays["w"]
-    assert w is not None
-    places = {key: ffi.from_buffer(array) for key, array in arrays.items() if array is not None}
-    step = ffi.new(f"frnn_{name}_step *", {"n": w.size, **constants, **places})
+def update(name: str, constants: Mapping[str, float], w: np.ndarray, **arrays: np.ndarray) -> None:
+    """A step of the optimiser `name` for flat arrays; what it takes are the fields of frnn_*_step in csrc/fastrnn.h."""
+    places = {key: ffi.from_buffer(array) for key, array in arrays.items()}
+    step = ffi.new(f"frnn_{name}_step *", {"n": w.size, "w": ffi.from_buffer(w), **constants, **places})
     code = getattr(c, "frnn_" + name)(w.itemsize, chosen_isa().encode(), step)
     _check(code, "a step for {} parameters", w.size)
 

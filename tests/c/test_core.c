@@ -518,6 +518,18 @@ static void test_updates(void)
         on.nesterov = 1, w[0] = 1, b[0] = 8;
         expect(frnn_sgd(4, name, &on), FRNN_OK, "Nesterov's");
         CHECK(b[0] == 4.5f && w[0] == -1.125f, "Nesterov's momentum of %g moves to %g", (double)b[0], (double)w[0]);
+        frnn_rmsprop_step root = {.n = N, .w = w, .g = g, .v = v, .lr = 0.5, .alpha = 0.5, .eps = 1, .momentum = 0.5};
+        for (int i = 0; i < N; i++)
+            w[i] = 1, g[i] = 4, v[i] = 16, m[i] = 0, b[i] = 2;
+        expect(frnn_rmsprop(4, name, &root), FRNN_OK, "RMSprop");
+        for (int i = 0; i < N; i += N - 1) { /* v = 16, w = 1 - 0.5 4 / (4 + 1) */
+            CHECK(v[i] == 16 && w[i] == 1 - 4.0f / 5 * 0.5f, "RMSprop's %g moves to %g", (double)v[i], (double)w[i]);
+            w[i] = 1, v[i] = 24;
+        }
+        root.mean = m, root.b = b;
+        expect(frnn_rmsprop(4, name, &root), FRNN_OK, "RMSprop with all"); /* v = 20, m = 2, sqrt(20 - 2^2) = 4, b = 0.5 2 + 4 / 5 */
+        CHECK(v[0] == 20 && m[0] == 2 && b[0] == 4.0f / 5 + 1, "RMSprop keeps %g, %g, %g", (double)v[0], (double)m[0], (double)b[0]);
+        CHECK(w[0] == 1 - b[0] * 0.5f, "RMSprop with all moves to %g", (double)w[0]);
         for (int i = 0; i < N; i++)
             w[i] = 1, g[i] = 2;
     }
@@ -529,6 +541,11 @@ static void test_updates(void)
     expect(frnn_sgd(4, NULL, &no_g), FRNN_ERROR_NULL, "no g");
     expect(frnn_sgd(4, NULL, &less), FRNN_ERROR_SIZE, "a negative size");
     expect(frnn_sgd(4, NULL, &(frnn_sgd_step){.n = 0}), FRNN_OK, "a step of nothing");
+    const frnn_rmsprop_step rmsprop = {.n = 1, .w = w, .g = g}, no = {.n = -1};
+    expect(frnn_rmsprop(2, NULL, &rmsprop), FRNN_ERROR_SPEC, "half precision");
+    expect(frnn_rmsprop(4, NULL, NULL), FRNN_ERROR_NULL, "no step");
+    expect(frnn_rmsprop(4, NULL, &rmsprop), FRNN_ERROR_NULL, "no v");
+    expect(frnn_rmsprop(4, NULL, &no), FRNN_ERROR_SIZE, "a negative size");
     const frnn_adam_step adam = {.n = 1, .w = w, .g = g, .m = m}, none = {.n = -1};
     expect(frnn_adam(2, NULL, &adam), FRNN_ERROR_SPEC, "half precision");
     expect(frnn_adam(4, NULL, NULL), FRNN_ERROR_NULL, "no step");
