@@ -107,6 +107,14 @@ typedef struct frnn_tape_view {
 typedef struct frnn_weights frnn_weights;
 typedef struct frnn_plan frnn_plan;
 
+/* Calls of which but x and y differ. */
+typedef struct frnn_stream {
+    frnn_plan *plan;
+    frnn_call call;      /* without x and y */
+    void *y;             /* [room, T, B, D*P] */
+    int64_t room, next;  /* of these the one that the next call writes, and after it moves on from */
+} frnn_stream;
+
 const char *frnn_error(int code);
 
 /* Instruction sets in order of preference: the name of the i-th, or NULL past the last; whether this CPU has it. */
@@ -133,8 +141,8 @@ int frnn_tape_layout(const frnn_weights *weights, const frnn_call *call, int64_t
 int frnn_forward(frnn_plan *plan, const frnn_call *call);
 int frnn_backward(frnn_plan *plan, const frnn_call *call, const frnn_grads *grads);
 
-/* frnn_forward of a call prepared once, with another x, and for its y the index-th part of y [*, T, B, D*P]. */
-int frnn_step(frnn_plan *plan, const frnn_call *call, const void *x, void *y, int64_t index);
+/* frnn_forward of the stream's call, with that x and the next y; FRNN_ERROR_SIZE where there is none. */
+int frnn_step(frnn_stream *stream, const void *x);
 
 /* c: [M, N] += a: [M, K] b: [K, N], by the instruction set named, or the best. The rows of c are contiguous; a's
  * element (i, k) stands at a[i * a_row + k * a_column], b's (k, j) likewise, strides in elements. */

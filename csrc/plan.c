@@ -345,11 +345,17 @@ int frnn_forward(frnn_plan *plan, const frnn_call *call) {
     return plan && call ? forward(plan, call, call->x, call->y) : FRNN_ERROR_NULL;
 }
 
-int frnn_step(frnn_plan *plan, const frnn_call *call, const void *x, void *y, int64_t index) {
-    if (!plan || !call || !y) return FRNN_ERROR_NULL;
-    const frnn_spec *s = &plan->weights->spec; /* T and B are checked later */
-    const uint64_t reals = (uint64_t)call->T * (uint64_t)call->B * (uint64_t)(s->num_directions * plan->weights->P);
-    return forward(plan, call, x, (void *)((uintptr_t)y + (uintptr_t)((uint64_t)index * reals * (uint64_t)s->real_size)));
+int frnn_step(frnn_stream *stream, const void *x) {
+    if (!stream || !stream->plan || !stream->y) return FRNN_ERROR_NULL;
+    const int64_t next = stream->next;
+    if (next < 0 || next >= stream->room) return FRNN_ERROR_SIZE;
+    const frnn_weights *w = stream->plan->weights;
+    const frnn_call *call = &stream->call; /* T and B are checked later */
+    const uint64_t reals = (uint64_t)call->T * (uint64_t)call->B * (uint64_t)(w->spec.num_directions * w->P);
+    void *const y = (void *)((uintptr_t)stream->y + (uintptr_t)((uint64_t)next * reals * (uint64_t)w->spec.real_size));
+    const int code = forward(stream->plan, call, x, y);
+    if (!code) stream->next = next + 1;
+    return code;
 }
 
 int frnn_backward(frnn_plan *plan, const frnn_call *call, const frnn_grads *grads) {

@@ -158,7 +158,7 @@ static frnn_trial *choose_threads(frnn_run *run, frnn_trial trials[3]) {
         const double layered = waves_ns(run, divide_layers(w, n, run->layers) * step * times, n, l2, &steps) + TEAM_NS;
         if (layered < shared) shared = layered, groups = n, by_panel = panels_of_group;
     }
-    if (shared >= (whole < SMALL_NS ? HOPELESS : 1) * whole) return NULL;
+    if (shared >= (whole >= SMALL_NS ? 1 : run->taped ? HOPELESS_TAPED : HOPELESS) * whole) return NULL;
     frnn_trial *doubt = NULL;
     if (shared > SURE * whole || whole < SMALL_NS) {
         doubt = &trials[run->grads ? 2 : run->taped];

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy import ndarray
 
 from .backends import choose
 from .cell import Activation, Cell, Stack
@@ -579,19 +580,20 @@ class Stream:
             self._stepper: Any = _Stepper(backend, layer, self.batch_size)
         else:
             self._stepper = make(layer.cell, layer.block, self.batch_size, layer.dtype)
+        self._advance = self._stepper.advance
 
     def step(self, x: Any) -> np.ndarray:
         """x [B, I] to y [B, P], a new array; of [I] to [P] where batch_size is 1. Moves the state on.
 
         Raises ShapeError and DtypeError, and then leaves the state as it was.
         """
-        if type(x) is np.ndarray and x.shape == self._shape and x.dtype is self._dtype:
-            return self._stepper(x)
+        if type(x) is ndarray and x.shape == self._shape and x.dtype is self._dtype:
+            return self._advance(x)
         x = as_array(x, self._dtype, "x")
         if x.shape == self._shape:
-            return self._stepper(x)
+            return self._advance(x)
         if x.shape == self._shape[1:] and self.batch_size == 1:
-            return self._stepper(x[None])[0]
+            return self._advance(x[None])[0]
         size = self._shape[1]
         single = f" or [{size}]" if self.batch_size == 1 else ""
         raise ShapeError(f"x must be {list(self._shape)}{single}, not {list(x.shape)}")
@@ -651,7 +653,7 @@ class _Stepper:
         self.h = np.zeros((stack.num_layers, batch, stack.output_size), layer.dtype)
         self.c = np.zeros((stack.num_layers, batch, stack.hidden_size), layer.dtype) if layer.cell.has_c else None
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
+    def advance(self, x: np.ndarray) -> np.ndarray:
         cell = self.layer.cell
         state = (self.h, self.c) if cell.has_c else self.h
         x = np.require(x[None], None, ["C_CONTIGUOUS", "ALIGNED"])

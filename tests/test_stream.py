@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import fastrnn
+from fastrnn.backends import native
 from fastrnn.errors import DtypeError, OptionError, ShapeError
 
 BACKENDS = fastrnn.backends()
@@ -47,6 +48,25 @@ def test_steps_are_the_sequence(name, options, batch, backend):
     for own, wanted in zip(states(stream.state), states(state), strict=True):
         np.testing.assert_allclose(own, wanted, 1e-10, 1e-12)
         assert own.dtype == np.float64
+
+
+def test_a_step_that_fails_moves_nothing_on():
+    """Nor mixes up which result the next one writes."""
+    if reason := native.missing():
+        pytest.skip(reason)
+    layer = fastrnn.LSTM(4, 5, seed=0, backend="c")
+    one, other = layer.stream(), layer.stream()
+    call = one._stepper.stream.call
+    for x in normal(4, 1, 4):
+        call.T = -1
+        with pytest.raises(ShapeError, match=r"a step of .*T or B is negative"):
+            one.step(x)
+        call.T = 1
+        before = one.step(x)
+        kept = before.copy()
+        assert np.array_equal(kept, other.step(x)) and same(one.state, other.state)
+        one.step(x), other.step(x)
+        assert np.array_equal(before, kept)
 
 
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])

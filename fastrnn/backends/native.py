@@ -7,13 +7,12 @@ the kernels in csrc/kernels.h.
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, cached_property
 from typing import Any
 
@@ -457,42 +456,58 @@ def update(name: str, constants: Mapping[str, float], w: np.ndarray, **arrays: n
 
 
 class Stepper:
-    """One step at a time on a plan of its own; results are views of blocks made now and then."""
+    """One step at a time on a plan of its own, with the state h and c.
+
+    advance(x)  x [B, I] of the layer's dtype, however it lies in memory, to y [B, P], a part of a block of results
+    """
 
     def __init__(self, cell: Cell, params: Any, batch_size: int, dtype: np.dtype[Any]) -> None:
-        self.engine = engine = _engine(cell, params, False)
+        engine = _engine(cell, params, False)
         stack = engine.stack
-        self.params, self.version, self.dtype = params, params.version, dtype
-        self.shape = batch_size, stack.output_size
-        self.copies = batch_size * stack.input_size * dtype.itemsize <= COPIED_BYTES
-        self.plan = engine.new_plan()
         self.h = np.zeros((stack.num_layers, batch_size, stack.output_size), dtype)
         self.c = np.zeros((stack.num_layers, batch_size, stack.hidden_size), dtype) if cell.has_c else None
-        self.call = call = ffi.new("frnn_call *")
-        call.T, call.B = 1, batch_size
-        self._alive = ffi.from_buffer(self.h), ffi.NULL if self.c is None else ffi.from_buffer(self.c)
-        call.h0 = call.hn = self._alive[0]
-        call.c0 = call.cn = self._alive[1]
-        self.results: Iterator[tuple[np.ndarray, Any, int]] = iter(())
+        h, c_ = ffi.from_buffer(self.h), ffi.NULL if self.c is None else ffi.from_buffer(self.c)
+        plan = engine.new_plan()
+        call = {"T": 1, "B": batch_size, "h0": h, "hn": h, "c0": c_, "cn": c_}
+        self.stream = ffi.new("frnn_stream *", {"plan": plan, "call": call})
+        self._alive = plan, h, c_
+        self.advance = _advance(engine, params, self.stream, (batch_size, stack.output_size), dtype)
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """x [B, I] of the layer's dtype, however it lies in memory, to y [B, P]."""
-        if self.params.version != self.version:
-            self.engine.pack(False)
-            self.version = self.params.version
-        y, block, index = next(self.results, None) or self._more_results()
-        given = x.tobytes() if self.copies else ffi.from_buffer(np.require(x, None, ["C_CONTIGUOUS", "ALIGNED"]))
-        code = c.frnn_step(self.plan, self.call, given, block, index)
+
+def _advance(
+    engine: Engine, params: Any, stream: Any, shape: tuple[int, int], dtype: np.dtype[Any]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """`Stepper.advance`: a function of its own names, for so many attributes' would take a tenth of a small step."""
+    stack, step, version = engine.stack, c.frnn_step, params.version
+    copies = shape[0] * stack.input_size * dtype.itemsize <= COPIED_BYTES
+    results: Iterator[np.ndarray] = iter(())
+    place = None  # of their block
+
+    def advance(x: np.ndarray) -> np.ndarray:
+        nonlocal version, results
+        if params.version != version:
+            engine.pack(False)
+            version = params.version
+        y = next(results, None)
+        if y is None:
+            y = more_results()
+        given = x.tobytes() if copies else ffi.from_buffer(np.require(x, None, ["C_CONTIGUOUS", "ALIGNED"]))
+        code = step(stream, given)
         if code:
-            _check(code, "a step of {}", self.engine.stack)
+            results = iter(())  # the stream has not moved on
+            _check(code, "a step of {}", stack)
         return y
 
-    def _more_results(self) -> tuple[np.ndarray, Any, int]:
-        """The first result of a new block: the array, the block and its place there. Leaves the others to be taken."""
-        size = math.prod(self.shape) * self.dtype.itemsize
-        block = np.empty((max(1, RESULT_BYTES // max(size, 1)), *self.shape), self.dtype)
-        self.results = zip(block, itertools.repeat(ffi.from_buffer(block)), itertools.count())
-        return next(self.results)
+    def more_results() -> np.ndarray:
+        """The first of a new block, the others being left to be taken."""
+        nonlocal results, place
+        size = math.prod(shape) * dtype.itemsize
+        block = np.empty((max(1, RESULT_BYTES // max(size, 1)), *shape), dtype)
+        results, place = iter(block), ffi.from_buffer(block)
+        stream.y, stream.room, stream.next = place, len(block), 0
+        return next(results)
+
+    return advance
 
 
 make_stepper = Stepper

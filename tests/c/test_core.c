@@ -134,7 +134,8 @@ static void test_null_errors(void)
     expect((int)-frnn_tape_bytes(NULL, NULL), FRNN_ERROR_NULL, "the tape of nothing");
     expect(frnn_forward(NULL, NULL), FRNN_ERROR_NULL, "no plan");
     expect(frnn_backward(NULL, NULL, NULL), FRNN_ERROR_NULL, "no plan");
-    expect(frnn_step(NULL, NULL, NULL, NULL, 0), FRNN_ERROR_NULL, "no plan");
+    expect(frnn_step(NULL, NULL), FRNN_ERROR_NULL, "no stream");
+    expect(frnn_step(&(frnn_stream){.room = 1}, NULL), FRNN_ERROR_NULL, "no plan");
     frnn_weights_free(NULL);
     frnn_plan_free(NULL);
     CHECK(frnn_weights_bytes(NULL) == 0 && frnn_plan_bytes(NULL) == 0, "nothing takes memory");
@@ -162,9 +163,14 @@ static void test_null_errors(void)
     *read[0] = NULL;
     expect(frnn_forward(n.plan, &n.call), FRNN_ERROR_NULL, "forward without x");
     *read[0] = n.x.data;
-    expect(frnn_step(n.plan, &n.call, NULL, n.y.data, 0), FRNN_ERROR_NULL, "a step without x");
-    expect(frnn_step(n.plan, &n.call, n.x.data, NULL, 0), FRNN_ERROR_NULL, "a step with nowhere to write");
-    expect(frnn_step(n.plan, &n.call, n.x.data, n.y.data, 0), FRNN_OK, "a step that has everything");
+    frnn_stream stream = {.plan = n.plan, .call = n.call, .room = 1};
+    expect(frnn_step(&stream, n.x.data), FRNN_ERROR_NULL, "a step with nowhere to write");
+    stream.y = n.y.data;
+    expect(frnn_step(&stream, NULL), FRNN_ERROR_NULL, "a step without x");
+    expect(frnn_step(&stream, n.x.data), FRNN_OK, "a step that has everything");
+    expect(frnn_step(&stream, n.x.data), FRNN_ERROR_SIZE, "a step with no room left");
+    stream.next = -1;
+    expect(frnn_step(&stream, n.x.data), FRNN_ERROR_SIZE, "a step before the first");
     void **const backward[] = {&n.call.tape,       &n.grads.dh0,       &n.grads.dc0,
                                &n.dparam_table[0], &n.dparam_table[1], &n.dparam_table[4]};
     for (unsigned i = 0; i < sizeof backward / sizeof *backward; i++) {
@@ -350,9 +356,10 @@ static void test_steps(void)
         n.call.h0 = n.call.hn;
         n.call.c0 = n.call.cn;
         n.call.T = 1;
+        frnn_stream stream = {.plan = n.plan, .call = n.call, .y = n.y.data, .room = 9};
         for (int64_t t = 0; t < 9; t++) {
             const float *const x = (const float *)n.x.data + t * 2 * 5;
-            const int code = frnn_step(n.plan, &n.call, x, n.y.data, t);
+            const int code = frnn_step(&stream, x);
             CHECK(!code, "%s", frnn_error(code));
         }
         check_same(&n, &whole, "step by step", OUTPUTS);
