@@ -138,7 +138,12 @@ int64_t frnn_plan_bytes(const frnn_plan *plan);
 
 int64_t frnn_tape_bytes(const frnn_weights *weights, const frnn_call *call); /* < 0: minus an error code */
 int frnn_tape_layout(const frnn_weights *weights, const frnn_call *call, int64_t k, frnn_tape_view *out);
+
 int frnn_forward(frnn_plan *plan, const frnn_call *call);
+
+/* frnn_forward of a call with these arrays and no others. */
+int frnn_infer(frnn_plan *plan, int64_t T, int64_t B, const void *x, const void *h0, const void *c0, void *y, void *hn,
+               void *cn);
 int frnn_backward(frnn_plan *plan, const frnn_call *call, const frnn_grads *grads);
 
 /* frnn_forward of the stream's call, with that x and the next y; FRNN_ERROR_SIZE where there is none. */

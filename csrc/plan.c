@@ -345,6 +345,12 @@ int frnn_forward(frnn_plan *plan, const frnn_call *call) {
     return plan && call ? forward(plan, call, call->x, call->y) : FRNN_ERROR_NULL;
 }
 
+int frnn_infer(frnn_plan *plan, int64_t T, int64_t B, const void *x, const void *h0, const void *c0, void *y, void *hn,
+               void *cn) {
+    const frnn_call call = {.T = T, .B = B, .x = x, .h0 = h0, .c0 = c0, .y = y, .hn = hn, .cn = cn};
+    return frnn_forward(plan, &call);
+}
+
 int frnn_step(frnn_stream *stream, const void *x) {
     if (!stream || !stream->plan || !stream->y) return FRNN_ERROR_NULL;
     const int64_t next = stream->next;

@@ -276,7 +276,7 @@ class Layer(Recurrent):
         """
         call = self._latest()
         if dy is not None:
-            dy = as_array(dy, self.dtype, "dy")
+            dy = as_array(dy, self.block.dtype, "dy")
             width = self.stack.num_directions * self.stack.output_size
             shape: tuple[int, ...] = (call.steps, call.batch, width)
             if not call.batched:

@@ -20,12 +20,14 @@ from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy import ndarray
 
 from .errors import DtypeError, FastrnnError, OptionError, OutOfMemoryError, ShapeError
 
 __all__ = ["Block", "LoadedKeys", "Module", "Parameter", "as_array", "as_dtype", "generator"]
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+PLAIN = frozenset({bool, int, float, str, type(None)})  # types of attributes that hold no parameters
 
 
 # ---------------------------------------------------------------- arrays in
@@ -50,7 +52,7 @@ def as_array(value: Any, dtype: np.dtype[Any], what: str) -> np.ndarray:
     Takes whatever NumPy reads, DLPack, and PyTorch's tensors, those that require a gradient and bfloat16
     included. Raises DtypeError for what is not real numbers, ShapeError for ragged lists; both begin with `what`.
     """
-    if type(value) is np.ndarray and value.dtype == dtype:
+    if type(value) is ndarray and (value.dtype is dtype or value.dtype == dtype):
         flags = value.flags
         if flags.c_contiguous and flags.aligned:
             return value
@@ -395,12 +397,15 @@ class Module:
     def _add_blocks(self, found: dict[int, Block]) -> None:
         parts: list[Module] = []
         for value in vars(self).values():  # as _own and _parts have them, without their names
-            if isinstance(value, Module):
+            kind = type(value)
+            if kind in PLAIN:
+                continue
+            if kind is Block:  # isinstance asks Mapping, which takes its time
+                found.setdefault(id(value), value)
+            elif isinstance(value, Module):
                 parts.append(value)
             elif isinstance(value, (list, tuple)):
                 parts += [part for part in value if isinstance(part, Module)]
-            elif type(value) is Block:  # isinstance asks Mapping, which takes its time
-                found.setdefault(id(value), value)
         for part in parts:
             part._add_blocks(found)
 

@@ -216,13 +216,6 @@ def _engine(cell: Cell, params: Mapping[str, np.ndarray], backward: bool) -> Eng
     return engine
 
 
-def _empty(shape: Any, dtype: np.dtype[Any], what: str) -> np.ndarray:
-    try:
-        return np.empty(shape, dtype)
-    except (MemoryError, ValueError) as error:
-        raise OutOfMemoryError(f"{what} {shape} of {dtype} could not be allocated") from error
-
-
 def _aligned(size: int, what: str) -> np.ndarray:
     """`size` bytes that begin at a multiple of ALIGNMENT."""
     try:
@@ -247,7 +240,7 @@ class Recycled:
         size = math.prod(shape) * dtype.itemsize
         # Not locked: another thread's call is here, or was when this process was forked.
         if size < RECYCLED_BYTES or not self.lock.acquire(blocking=False):
-            return _empty(shape, dtype, self.what)
+            return np.empty(shape, dtype)
         try:
             held, memory = [], None
             for array, block in self.given:
@@ -338,31 +331,36 @@ def forward(cell, params, x, state, lengths, train, *, masks=None, cells=None): 
     """The contract's forward: one call of the C library."""
     engine, (T, B, _), dtype, buffer = _engine(cell, params, train), x.shape, x.dtype, ffi.from_buffer
     stack = engine.stack
-    call = ffi.new("frnn_call *")
-    call.T, call.B, call.x = T, B, buffer(x)
     shape = T, B, engine.columns
-    y = engine.outputs.array(shape, dtype) if train else _empty(shape, dtype, "the output")
-    hn = final = _empty((engine.tracks, B, stack.output_size), dtype, "the state")
-    call.y, call.hn = buffer(y), buffer(hn)
-    if cell.has_c:
-        cn = _empty((engine.tracks, B, stack.hidden_size), dtype, "the state")
-        call.cn, final = buffer(cn), (hn, cn)
-        if state is not None:
-            call.h0, call.c0 = buffer(state[0]), buffer(state[1])
-    elif state is not None:
-        call.h0 = buffer(state)
-    if lengths is not None:
-        call.lengths = buffer("int64_t[]", lengths)
-    if masks is not None:
-        call.masks = buffer(masks)
-    if cells is not None:
-        call.cells = buffer(cells)
+    h0 = c0 = cn_at = ffi.NULL
+    try:
+        y = engine.outputs.array(shape, dtype) if train else np.empty(shape, dtype)
+        hn = final = np.empty((engine.tracks, B, stack.output_size), dtype)
+        if cell.has_c:
+            cn = np.empty((engine.tracks, B, stack.hidden_size), dtype)
+            cn_at, final = buffer(cn), (hn, cn)
+    except (MemoryError, ValueError) as error:
+        raise OutOfMemoryError(f"the output {shape} of {dtype} could not be allocated") from error
+    if state is not None:
+        h0, c0 = map(buffer, state) if cell.has_c else (buffer(state), c0)
+    places = T, B, buffer(x), h0, c0, buffer(y), buffer(hn), cn_at
     tape = None
-    if train:
-        memory = engine.tape_memory(call)
-        call.tape = buffer(memory)
-        tape = Tape(engine, cell, call, x, lengths, masks, memory)
-    code = c.frnn_forward(engine.plan, call)
+    if not train and lengths is None and cells is None and masks is None:
+        code = c.frnn_infer(engine.plan, *places)
+    else:
+        call = ffi.new("frnn_call *")
+        call.T, call.B, call.x, call.h0, call.c0, call.y, call.hn, call.cn = places
+        if lengths is not None:
+            call.lengths = buffer("int64_t[]", lengths)
+        if masks is not None:
+            call.masks = buffer(masks)
+        if cells is not None:
+            call.cells = buffer(cells)
+        if train:
+            memory = engine.tape_memory(call)
+            call.tape = buffer(memory)
+            tape = Tape(engine, cell, call, x, lengths, masks, memory)
+        code = c.frnn_forward(engine.plan, call)
     if code:
         _check(code, "forward of T={}, B={}, {}", T, B, stack)
     return y, final, tape
@@ -377,15 +375,19 @@ def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
     engine.pack(True)
     if dparams is None:
         dparams = {name: np.zeros(shape, dtype) for name, shape in stack.shapes.items()}
-    grads = ffi.new("frnn_grads *")
-    dx = engine.input_grads.array((T, B, stack.input_size), dtype)
-    dh0 = dstate0 = _empty((engine.tracks, B, stack.output_size), dtype, "dh0")
+    grads, shape = ffi.new("frnn_grads *"), (T, B, stack.input_size)
+    try:
+        dx = engine.input_grads.array(shape, dtype)
+        dh0 = dstate0 = np.empty((engine.tracks, B, stack.output_size), dtype)
+        if tape.cell.has_c:
+            dc0 = np.empty((engine.tracks, B, stack.hidden_size), dtype)
+            grads.dc0, dstate0 = buffer(dc0), (dh0, dc0)
+    except (MemoryError, ValueError) as error:
+        raise OutOfMemoryError(f"dx {shape} of {dtype} could not be allocated") from error
     grads.dx, grads.dh0 = buffer(dx), buffer(dh0)
     if dy is not None:
         grads.dy = buffer(dy)
     if tape.cell.has_c:
-        dc0 = _empty((engine.tracks, B, stack.hidden_size), dtype, "dc0")
-        grads.dc0, dstate0 = buffer(dc0), (dh0, dc0)
         if dstate is not None:
             grads.dhn, grads.dcn = buffer(dstate[0]), buffer(dstate[1])
     elif dstate is not None:

@@ -134,6 +134,7 @@ static void test_null_errors(void)
     expect((int)-frnn_tape_bytes(NULL, NULL), FRNN_ERROR_NULL, "the tape of nothing");
     expect(frnn_forward(NULL, NULL), FRNN_ERROR_NULL, "no plan");
     expect(frnn_backward(NULL, NULL, NULL), FRNN_ERROR_NULL, "no plan");
+    expect(frnn_infer(NULL, 1, 1, NULL, NULL, NULL, NULL, NULL, NULL), FRNN_ERROR_NULL, "no plan");
     expect(frnn_step(NULL, NULL), FRNN_ERROR_NULL, "no stream");
     expect(frnn_step(&(frnn_stream){.room = 1}, NULL), FRNN_ERROR_NULL, "no plan");
     frnn_weights_free(NULL);
@@ -163,6 +164,10 @@ static void test_null_errors(void)
     *read[0] = NULL;
     expect(frnn_forward(n.plan, &n.call), FRNN_ERROR_NULL, "forward without x");
     *read[0] = n.x.data;
+    void *const out[] = {n.y.data, n.hn.data, n.cn.data};
+    expect(frnn_infer(n.plan, 3, 2, NULL, NULL, NULL, out[0], out[1], out[2]), FRNN_ERROR_NULL, "inference without x");
+    expect(frnn_infer(n.plan, 3, 2, n.x.data, NULL, NULL, out[0], out[1], NULL), FRNN_ERROR_NULL, "inference without cn");
+    expect(frnn_infer(n.plan, -1, 2, n.x.data, NULL, NULL, out[0], out[1], out[2]), FRNN_ERROR_SIZE, "negative T");
     frnn_stream stream = {.plan = n.plan, .call = n.call, .room = 1};
     expect(frnn_step(&stream, n.x.data), FRNN_ERROR_NULL, "a step with nowhere to write");
     stream.y = n.y.data;
@@ -363,6 +368,29 @@ static void test_steps(void)
             CHECK(!code, "%s", frnn_error(code));
         }
         check_same(&n, &whole, "step by step", OUTPUTS);
+        net_free(&n);
+        net_free(&whole);
+    }
+}
+
+/* What frnn_infer makes is what frnn_forward does, whatever went before it on the plan. */
+static void test_inference(void)
+{
+    for (int kind = FRNN_KIND_RNN; kind <= FRNN_KIND_GRU; kind++) {
+        const frnn_spec spec = spec_of(kind, 4, 5, 19, 2, 1);
+        net n, whole;
+        net_new(&whole, &spec, NULL, 9, 2, NO_TAPE);
+        net_forward(&whole);
+        net_new(&n, &spec, NULL, 9, 2, NO_TAPE);
+        for (int before = 0; before < 2; before++) {
+            const array written[] = {n.y, n.hn, n.cn};
+            for (int i = 0; i < 3; i++)
+                fill_nan(&n, written[i]);
+            const int code = frnn_infer(n.plan, 9, 2, n.x.data, n.h0.data, n.c0.data, n.y.data, n.hn.data, n.cn.data);
+            CHECK(!code, "%s", frnn_error(code));
+            check_same(&n, &whole, before ? "inference after a forward" : "inference", OUTPUTS);
+            net_forward(&n);
+        }
         net_free(&n);
         net_free(&whole);
     }
@@ -742,7 +770,8 @@ int main(void)
         {"null errors", test_null_errors},
         {"call errors", test_call_errors},
         {"unpacked", test_unpacked},
-        {"steps", test_steps},
+        {"inference", test_inference},
+    {"steps", test_steps},
         {"workspace", test_workspace},
         {"subnormals", test_subnormals},
         {"tape layout", test_tape_layout},
