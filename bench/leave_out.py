@@ -89,8 +89,8 @@ TECHNIQUES = (
     ),
     technique(
         "weights swept up and down",
-        "lstm-inference-h512-b1 gru-inference-h512-b1 rnn-inference-h1024-b1 lstm-training-h512-b1",
-        ("kernels.h", "const int down = (int)(k->s & 1);", "const int down = 0;"),
+        "lstm-inference-h512-b1 rnn-inference-h1024-b1 lstm-training-h512-b1 lstm-step-h256-b1 rnn-step-h512-b1",
+        ("kernels.h", "return (int)((s + mine->own->steps) & 1);", "return 0;"),
     ),
     technique(
         "longer chunks where weights outgrow the last cache",

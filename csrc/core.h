@@ -97,6 +97,7 @@ typedef struct frnn_run {
     int64_t most_rows;   /* chunk * B */
     int64_t between;     /* steps that a chunked buffer between layers holds: whole chunks */
     int64_t l2;          /* bytes of a core's own cache */
+    int fills;           /* whether a thread's weights fill that: a call's sweeps then go on where the last call's ended */
     int stacked;         /* whether a step multiplies [x, h] by [W_ih, W_hh]; else the input's product comes first, by chunks */
     int size, groups;    /* threads, and groups of them: 2 for two directions, or each some of the layers */
     int by_panel;        /* how a group shares a step: by panels of units or by rows */
@@ -115,6 +116,11 @@ static inline int frnn_layered(const frnn_run *run) { return run->groups > 1 && 
 /* Bytes between what different threads write to, but for a tape: hardware that reads ahead past the end of one thread's
  * memory takes lines from the other's core, but does not read past a page. */
 enum { FRNN_APART = 4096 };
+
+/* What a thread keeps from call to call, at the head of its scratch memory. */
+typedef struct frnn_own {
+    _Alignas(FRNN_CACHE_LINE) int64_t steps; /* run so far: the next one sweeps over the weights the other way */
+} frnn_own;
 
 /* What there is to pack: six pointers for each track, as in fastrnn.h. */
 typedef struct frnn_packing {

@@ -32,12 +32,13 @@ static size_t scratch_bytes(const frnn_weights *w, const frnn_run *run) {
     (void)w;
     const int64_t reals = TILE_VECS * LANES + (run->stacked ? run->B * stack_width(run) : 0) +
                           (run->grads ? GRAD_ROWS * (LANES + GRAD_COLUMNS) : 0);
-    return (size_t)reals * sizeof(real) + 2 * (size_t)row_pointers(run) * sizeof(void *);
+    return sizeof(frnn_own) + (size_t)reals * sizeof(real) + 2 * (size_t)row_pointers(run) * sizeof(void *);
 }
 
 static scratch carve(const frnn_run *run, int rank) {
     scratch mine;
-    mine.z = run->scratch[rank];
+    mine.own = run->scratch[rank];
+    mine.z = (real *)(mine.own + 1);
     mine.from = (const real **)(mine.z + LANES * TILE_VECS);
     mine.to = (real **)(mine.from + row_pointers(run));
     mine.stack = mine.left = (real *)(mine.to + row_pointers(run)); /* forward; backward */
@@ -126,6 +127,15 @@ typedef struct product {
     int fetch; /* whether what `then` does backward reads from afar */
 } product;
 
+/* Weights that outgrow a cache are swept up on one step and down on the next: what was read last is still there. */
+INLINE int sweeps_down(const scratch *mine, int64_t s) { return (int)((s + mine->own->steps) & 1); }
+
+/* The first of the panels that a sweep over [p0, p1) comes to after those at p: as many, or as many as there are. */
+INLINE int64_t swept_after(int down, int64_t p, int panels, int64_t p0, int64_t p1) {
+    const int64_t after = down ? p - panels : p + panels;
+    return after < p0 ? p0 : least(after, p1 - panels);
+}
+
 static void run_product(const step *k, const share *me, const scratch *mine, const product *job, int64_t r0, int64_t r1) {
     static const real zeros[TILE_VECS * LANES];
     int64_t p0, p1;
@@ -135,8 +145,7 @@ static void run_product(const step *k, const share *me, const scratch *mine, con
     const real *const start = job->in ? job->in : zeros, *a[8];
     real *in[8], *out[8];
     for (int m = 0; m < 8 && m < r1 - r0; m++) a[m] = job->from + m * job->from_ld, in[m] = (real *)start + m * in_ld;
-    /* Weights that outgrow a cache are swept up on one step and down on the next: what was read last is still there. */
-    const int down = (int)(k->s & 1);
+    const int down = sweeps_down(mine, k->s);
     const int far = weights_far(k->run, job->units / LANES, p1 - p0, job->panel);
     for (int64_t left = r0 < r1 ? p1 - p0 : 0; left > 0;) {
         const shape form = shape_of(job->vecs, r1 - r0, left);
@@ -145,8 +154,8 @@ static void run_product(const step *k, const share *me, const scratch *mine, con
         edge start_at = {in, 0, job->in ? job->in_plane : 0}, end_at = {out, 0, form.panels * LANES};
         askers ask = {.tiles = 0};
         if (far && left > form.panels) {
-            const int64_t after = down ? p - form.panels : p + form.panels, last = p1 - form.panels;
-            ask = ask_for(&form, job->vecs, r1 - r0, job->K, job->w + (after < p0 ? p0 : least(after, last)) * job->panel);
+            const real *const after = job->w + swept_after(down, p, form.panels, p0, p1) * job->panel;
+            ask = ask_for(&form, job->vecs, r1 - r0, job->K, after);
             start_at.next = &ask.next;
         }
         for (int64_t r = r0, done = r0; r < r1; done = r) {
@@ -241,7 +250,7 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
     const frnn_lane *lane = &run->lanes[k];
     const int64_t ld = w->planes * w->Hp, I = lane->w->I;
     const int reverse = (int)(k % w->spec.num_directions), scattered = input_scattered(run, lane);
-    int64_t rows = 0, p, p1;
+    int64_t rows = 0, p0, p1;
     real *row = gates_row(run, me, lane, s0) + me->r0 * ld;
     for (int64_t s = s0; s < s1 && me->r0 < active(run, s); s++) {
         const int64_t end = least(me->r1, active(run, s));
@@ -254,29 +263,32 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
         }
         row += (run->taped ? active(run, s) : me->r1 - me->r0) * ld;
     }
-    share_panels(me, w->Hp / LANES, &p, &p1);
+    share_panels(me, w->Hp / LANES, &p0, &p1);
     const int64_t panel = lane->w->wx_panel;
+    const real *const weights = lane->w->wx;
+    const int down = sweeps_down(mine, s0);
     real *bias[8];
     for (int m = 0; m < 8; m++) bias[m] = lane->w->bx;
-    const int far = weights_far(run, w->Hp / LANES, p1 - p, panel);
+    const int far = weights_far(run, w->Hp / LANES, p1 - p0, panel);
     int fetch = !lane->x_chunked && fetch_ahead(run, I, lane->x_ld); /* once: the next panels find these rows near */
-    while (p < p1 && rows) {
-        const shape form = shape_of(w->gates, rows, p1 - p);
-        const real *const weights = (const real *)lane->w->wx + p * panel;
+    for (int64_t left = rows ? p1 - p0 : 0; left > 0;) {
+        const shape form = shape_of(w->gates, rows, left);
+        const int64_t p = down ? p0 + left - form.panels : p1 - left;
         askers ask = {.tiles = 0};
-        if (far && p + form.panels < p1) ask = ask_for(&form, w->gates, rows, I, weights + form.panels * panel);
+        if (far && left > form.panels)
+            ask = ask_for(&form, w->gates, rows, I, weights + swept_after(down, p, form.panels, p0, p1) * panel);
         for (int64_t n = 0; n < rows;) {
             const int height = tile_rows(rows - n, form.most);
             const edge start_at = {bias, p * LANES, w->Hp, &ask.next}, end_at = {mine->to + n, p * LANES, w->Hp};
             for (int64_t m = n + height; fetch && m < least(rows, n + 2 * height); m++) fetch_rows(mine->from[m], 0, 0, 1, 0, I);
-            tile_of(&form, &ask, height)(mine->from + n, 0, I, weights, panel, &start_at, &end_at);
+            tile_of(&form, &ask, height)(mine->from + n, 0, I, weights + p * panel, panel, &start_at, &end_at);
             n += height;
         }
         if (lane->w->bq && (run->taped || s0 == 0 || w->spec.num_layers > 1)) /* what q starts from, unless it still stands there */
             for (int64_t n = 0; n < rows; n++)
                 for (int64_t u = p * LANES; u < (p + form.panels) * LANES; u += LANES)
                     v_store(mine->to[n] + PLANE_Q * w->Hp + u, v_load((const real *)lane->w->bq + u));
-        p += form.panels;
+        left -= form.panels;
         fetch = 0;
     }
 }
@@ -401,6 +413,7 @@ static void forward(void *arg, int rank, int size) {
         s0 = s1;
     } while (s0 < run->T);
     if (waves) fall_behind(run, run->groups - 1 - group);
+    if (run->fills) mine.own->steps += run->T;
     clear_past_ends(run, run->lanes[(L - 1) * D].y, D * w->P, D * w->P, rank, size);
     clear_past_ends(run, run->call->cells, D * w->H, D * w->H, rank, size);
     v_flush_restore(flush);

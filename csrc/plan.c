@@ -285,6 +285,7 @@ static int prepare(frnn_plan *plan, const frnn_call *call, const frnn_grads *gra
     }
     arena real = {.base = plan->memory};
     lay_out_run(run, plan, &real);
+    for (int i = 0; i < run->size; i++) *(frnn_own *)plan->scratch[i] = (frnn_own){0};
     frnn_barrier_init(&plan->team, run->size);
     for (int g = 0; g < run->groups; g++)
         frnn_barrier_init(&plan->group[g],

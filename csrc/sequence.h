@@ -96,6 +96,7 @@ enum {
     TILE_VECS = TILES_AT_ONCE == 1 ? 32 : TILES_AT_ONCE * ACCUMULATORS
 };
 typedef struct scratch {
+    frnn_own *own;
     real *z;            /* [TILE_VECS * LANES] */
     real *left, *right; /* [GRAD_ROWS, LANES], [GRAD_ROWS, GRAD_COLUMNS] */
     real *stack;        /* [B, stack_width()] */

@@ -183,6 +183,7 @@ frnn_trial *frnn_share(frnn_run *run, frnn_trial trials[3]) {
     run->l2 = frnn_this_machine()->l2;
     choose_chunk(run);
     frnn_trial *const doubt = choose_threads(run, trials);
+    run->fills = bytes_in_turn(run->weights) >= (double)(run->l2 * (run->by_panel || frnn_layered(run) ? run->size : 1));
     run->stacked = !run->grads && run->weights->stackable && thread_rows(run) >= STACK_ROWS;
     return doubt;
 }

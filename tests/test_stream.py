@@ -70,6 +70,19 @@ def test_a_step_that_fails_moves_nothing_on():
 
 
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
+def test_weights_that_fill_a_cache(name):
+    """They are swept up and down by turns, from step to step and from call to call."""
+    if reason := native.missing():
+        pytest.skip(reason)
+    layer = getattr(fastrnn, name)(700, 760, seed=0, backend="c")  # 4 MB, of an RNN: more than two threads' L2
+    x = normal(7, 1, 700)
+    y, state = layer(x[:5])
+    z, state = layer(x[5:], state)
+    stream = layer.stream()
+    assert np.array_equal([stream.step(x_t) for x_t in x], np.concatenate([y, z])) and same(stream.state, state)
+
+
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
 def test_one_row_without_a_batch(name):
     layer = getattr(fastrnn, name)(4, 5, 2, seed=0)
     one, other = layer.stream(), layer.stream(batch_size=1)

@@ -297,6 +297,7 @@ product.h: packing leaves a row of the transposes out
     ABREAST,
     ABREAST_BACK,
     BACKWARDS,
+    DOWNWARDS,
     IN_TRAINING,
     CHUNKED,
     ANOTHERS,
@@ -333,6 +334,10 @@ kernels.h: going back layers do not wait for those above
 product.h: one row alone is summed from the end
 - row, k * step, w,
 + row, (rows == 1 ? K - 1 - k : k) * step, w,
+
+kernels.h: going down, the input's product stays with the first panels
+- p0 + left - form.panels : p1 - left;
++ p0 : p1 - left;
 
 lstm.h: training rounds once more
 - h = o[n] * u_c[n]
@@ -417,6 +422,15 @@ def beyond_caches(backend: promises.Backend, name: str, gates: int) -> None:
     alone(backend, promises.test_a_row_is_the_same_where_weights_outgrow_caches, name, 16, fastrnn.set_num_threads)
 
 
+def swept(backend: promises.Backend, name: str) -> None:
+    """The promise about weights that calls sweep over by turns, where they fill a cache."""
+    import test_stream
+
+    if probe.caches()["l2"] >= 4e6:
+        pytest.skip("this machine's L2 holds the weights")
+    test_stream.test_weights_that_fill_a_cache(name.upper())
+
+
 def updates(backend: promises.Backend, name: str, options: dict[str, Any]) -> None:
     """The promise about an optimiser's steps."""
     with pytest.MonkeyPatch.context() as patch:
@@ -437,6 +451,7 @@ def softmax(backend: promises.Backend, columns: int) -> None:
 
 SUBTLE: list[tuple[Wrong, Callable[..., None], tuple[Any, ...]]] = [
     (BACKWARDS, promises.test_a_row_is_the_same_in_any_batch, ("lstm", 37)),
+    (DOWNWARDS, alone, (swept, "rnn")),
     (IN_TRAINING, promises.test_training_changes_nothing, ("lstm", 2)),
     (CHUNKED, promises.test_a_long_sequence_is_its_parts, ("rnn", 999)),
     (ANOTHERS, alone, (promises.test_a_long_sequence_is_its_parts, "gru", 999)),
