@@ -119,7 +119,7 @@ enum { FRNN_APART = 4096 };
 
 /* What a thread keeps from call to call, at the head of its scratch memory. */
 typedef struct frnn_own {
-    _Alignas(FRNN_CACHE_LINE) int64_t steps; /* run so far: the next one sweeps over the weights the other way */
+    _Alignas(FRNN_CACHE_LINE) int64_t steps; /* since the plan was prepared, where weights fill a cache, or 0: see sweeps_down */
 } frnn_own;
 
 /* What there is to pack: six pointers for each track, as in fastrnn.h. */

@@ -88,8 +88,8 @@ typedef struct frnn_adam_step {
     double b1, b2, rate, eps, shrink, decay;
 } frnn_adam_step;
 
-/* A step of RMSprop: g += decay w, v the running mean of g^2, less with `mean` the square of that of g; the change is
- * g / (sqrt(v) + eps), with momentum b = momentum b + that; w -= lr times it. */
+/* A step of RMSprop: g += decay w, v and mean the running means of g^2 and g; the change is g / (sqrt(v - mean^2) + eps), with
+ * momentum b = momentum b + that; w -= lr times it. */
 typedef struct frnn_rmsprop_step {
     int64_t n;
     void *w, *v, *mean, *b;  /* mean NULL: not centered; b NULL: without momentum */
@@ -107,12 +107,10 @@ typedef struct frnn_tape_view {
 typedef struct frnn_weights frnn_weights;
 typedef struct frnn_plan frnn_plan;
 
-/* Calls of which but x and y differ. */
+/* A call that is made again and again, with another x and y each time. Where hn and cn are h0 and c0, the state moves on. */
 typedef struct frnn_stream {
     frnn_plan *plan;
-    frnn_call call;      /* without x and y */
-    void *y;             /* [room, T, B, D*P] */
-    int64_t room, next;  /* of these the one that the next call writes, and after it moves on from */
+    frnn_call call; /* its x and y are not read */
 } frnn_stream;
 
 const char *frnn_error(int code);
@@ -146,8 +144,8 @@ int frnn_infer(frnn_plan *plan, int64_t T, int64_t B, const void *x, const void 
                void *cn);
 int frnn_backward(frnn_plan *plan, const frnn_call *call, const frnn_grads *grads);
 
-/* frnn_forward of the stream's call, with that x and the next y; FRNN_ERROR_SIZE where there is none. */
-int frnn_step(frnn_stream *stream, const void *x);
+/* frnn_forward of the stream's call with that x, and for its y the index-th part of y [*, T, B, D*P]. */
+int frnn_step(const frnn_stream *stream, const void *x, void *y, int64_t index);
 
 /* c: [M, N] += a: [M, K] b: [K, N], by the instruction set named, or the best. The rows of c are contiguous; a's
  * element (i, k) stands at a[i * a_row + k * a_column], b's (k, j) likewise, strides in elements. */

@@ -127,7 +127,8 @@ typedef struct product {
     int fetch; /* whether what `then` does backward reads from afar */
 } product;
 
-/* Weights that outgrow a cache are swept up on one step and down on the next: what was read last is still there. */
+/* Weights that outgrow a cache are swept up on one step and down on the next, the input's on those that chunks begin with: what
+ * was read last is still there. */
 INLINE int sweeps_down(const scratch *mine, int64_t s) { return (int)((s + mine->own->steps) & 1); }
 
 /* The first of the panels that a sweep over [p0, p1) comes to after those at p: as many, or as many as there are. */

@@ -24,10 +24,10 @@ struct frnn_plan {
     void *memory;     /* the workspace: grows to the largest call's need */
     size_t bytes;
     frnn_trial trials[3]; /* forward, forward with a tape, backward */
-    frnn_run run;    /* the call under way, or the last */
-    frnn_trial *doubt; /* that decided how the run is shared, or NULL */
-    int settled;     /* whether a plain call of the same sizes may be run as it stands */
-    int threads;     /* the team's size when it was prepared */
+    frnn_run run;         /* the call under way, or the last, whose arrays may be gone */
+    frnn_trial *doubt;    /* that decided how the run is shared, or NULL */
+    int settled;          /* whether a plain call of the same sizes may be run as it stands */
+    int threads;          /* the team's size when it was prepared */
 };
 
 const char *frnn_error(int code) {
@@ -352,17 +352,13 @@ int frnn_infer(frnn_plan *plan, int64_t T, int64_t B, const void *x, const void 
     return frnn_forward(plan, &call);
 }
 
-int frnn_step(frnn_stream *stream, const void *x) {
-    if (!stream || !stream->plan || !stream->y) return FRNN_ERROR_NULL;
-    const int64_t next = stream->next;
-    if (next < 0 || next >= stream->room) return FRNN_ERROR_SIZE;
+int frnn_step(const frnn_stream *stream, const void *x, void *y, int64_t index) {
+    if (!stream || !stream->plan || !y) return FRNN_ERROR_NULL;
     const frnn_weights *w = stream->plan->weights;
     const frnn_call *call = &stream->call; /* T and B are checked later */
     const uint64_t reals = (uint64_t)call->T * (uint64_t)call->B * (uint64_t)(w->spec.num_directions * w->P);
-    void *const y = (void *)((uintptr_t)stream->y + (uintptr_t)((uint64_t)next * reals * (uint64_t)w->spec.real_size));
-    const int code = forward(stream->plan, call, x, y);
-    if (!code) stream->next = next + 1;
-    return code;
+    const uint64_t bytes = (uint64_t)index * reals * (uint64_t)w->spec.real_size;
+    return forward(stream->plan, call, x, (void *)((uintptr_t)y + (uintptr_t)bytes));
 }
 
 int frnn_backward(frnn_plan *plan, const frnn_call *call, const frnn_grads *grads) {

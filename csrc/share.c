@@ -1,5 +1,5 @@
-/* How many threads share a call, and what each owns: by the cost model, and by trials where it cannot tell. And how many
- * steps' input product is made at once, which goes with it. Constants: cost.h. Next: plan.c. */
+/* How many threads share a call, and what each owns: by the cost model, and by trials where it cannot tell. And what goes with
+ * it: how many steps' input product is made at once, and where. Constants: cost.h. Next: plan.c. */
 #include "share.h"
 
 #include "cost.h"
@@ -183,7 +183,8 @@ frnn_trial *frnn_share(frnn_run *run, frnn_trial trials[3]) {
     run->l2 = frnn_this_machine()->l2;
     choose_chunk(run);
     frnn_trial *const doubt = choose_threads(run, trials);
-    run->fills = bytes_in_turn(run->weights) >= (double)(run->l2 * (run->by_panel || frnn_layered(run) ? run->size : 1));
+    const int sharers = frnn_layered(run) ? run->size : run->by_panel ? run->size / run->groups : 1;
+    run->fills = bytes_in_turn(run->weights) >= (double)(run->l2 * sharers);
     run->stacked = !run->grads && run->weights->stackable && thread_rows(run) >= STACK_ROWS;
     return doubt;
 }

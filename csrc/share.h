@@ -17,7 +17,7 @@ typedef struct frnn_trial {
 int frnn_choose_by_trial(frnn_trial *t, int64_t key);
 void frnn_note_trial(frnn_trial *t, int team, double ns);
 
-/* Decide how a run is shared whose weights and sizes are known, and how many steps a chunk has. The trial that decided, of
+/* Decide how a run is shared whose weights and sizes are known, its chunk, and what follows from both. The trial that decided, of
  * forward, forward with a tape or backward, or NULL. */
 frnn_trial *frnn_share(frnn_run *run, frnn_trial trials[3]);
 

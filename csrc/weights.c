@@ -1,6 +1,6 @@
 /* Packed weights: what a spec must hold, where each layer's panels lie, and the team's packing of them.
  * No arithmetic on data: kernels.h packs. Next: plan.c. */
-#include <string.h>
+#include <stdlib.h>
 
 #include "arena.h"
 #include "core.h"

@@ -47,7 +47,7 @@ Params = Any  # a Module, a Parameter, or an iterable of them
 class Rule:
     """How a step changes a parameter.
 
-    buffers    what it needs of that which is remembered, by the kernel's names
+    buffers    what it needs of that which is remembered, by the kernel's names, in the order that `update` takes them
     update     of one piece, in NumPy: (w, g, buffers..., s, t), with s and t spare memory of that size
     kernel     of all at once: the C backend's name for it
     constants  what the kernel is told beside

@@ -69,17 +69,28 @@ def test_a_step_that_fails_moves_nothing_on():
         assert np.array_equal(before, kept)
 
 
-@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
-def test_weights_that_fill_a_cache(name):
-    """They are swept up and down by turns, from step to step and from call to call."""
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("RNN", {}), ("RNN", {"num_layers": 2}), ("LSTM", {"proj_size": 700}), ("GRU", {}), ("GRU", {"reset": "before"})],
+    ids=ids,
+)
+def test_weights_that_fill_a_cache(name, options, threads):
+    """They are swept up and down by turns, from step to step, and from a call to one like it."""
     if reason := native.missing():
         pytest.skip(reason)
-    layer = getattr(fastrnn, name)(700, 760, seed=0, backend="c")  # 4 MB, of an RNN: more than two threads' L2
-    x = normal(7, 1, 700)
-    y, state = layer(x[:5])
-    z, state = layer(x[5:], state)
-    stream = layer.stream()
-    assert np.array_equal([stream.step(x_t) for x_t in x], np.concatenate([y, z])) and same(stream.state, state)
+    layer = getattr(fastrnn, name)(700, 760, **options, seed=0, backend="c")  # an RNN's take 4 MB
+    x, state, parts, before = normal(9, 1, 700), None, [], fastrnn.get_num_threads()
+    try:
+        fastrnn.set_num_threads(threads)
+        for part in np.split(x, 3):
+            y, state = layer(part, state)
+            parts.append(y)
+        stream = layer.stream()
+        steps = [stream.step(x_t) for x_t in x]
+    finally:
+        fastrnn.set_num_threads(before)
+    assert np.array_equal(steps, np.concatenate(parts)) and same(stream.state, state)
 
 
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])

@@ -7,6 +7,7 @@ the kernels in csrc/kernels.h.
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 import os
@@ -166,7 +167,7 @@ class Engine:
         self.pointers = _pointers(stack, params)
         self.gradients: tuple[tuple[Any, ...], Any] = (), None  # the latest call's gradients, and their pointers
         self.spare: np.ndarray | None = None  # the last tape's memory, for the next one
-        self.outputs, self.input_grads = Recycled("the output"), Recycled("dx")  # of training
+        self.outputs, self.input_grads = Recycled(), Recycled()  # of training
 
     def new_plan(self) -> Any:
         """A plan of its own for another caller of the same weights."""
@@ -191,7 +192,10 @@ class Engine:
         spare, self.spare = self.spare, None
         if spare is not None and size <= spare.nbytes <= 2 * size:
             return spare
-        return _aligned(size, "the tape")
+        try:
+            return _aligned(size)
+        except (MemoryError, ValueError) as error:
+            raise OutOfMemoryError(f"the tape, {size} bytes, could not be allocated") from error
 
 
 def _pointers(stack: Stack, arrays: Mapping[str, np.ndarray], writable: bool = False) -> tuple[Any, list[Any]]:
@@ -216,12 +220,9 @@ def _engine(cell: Cell, params: Mapping[str, np.ndarray], backward: bool) -> Eng
     return engine
 
 
-def _aligned(size: int, what: str) -> np.ndarray:
+def _aligned(size: int) -> np.ndarray:
     """`size` bytes that begin at a multiple of ALIGNMENT."""
-    try:
-        raw = np.empty(size + ALIGNMENT, np.uint8)
-    except (MemoryError, ValueError) as error:
-        raise OutOfMemoryError(f"{what}, {size} bytes, could not be allocated") from error
+    raw = np.empty(size + ALIGNMENT, np.uint8)
     start = -raw.__array_interface__["data"][0] % ALIGNMENT
     return raw[start : start + size]
 
@@ -231,8 +232,8 @@ class Recycled:
     of a small network's training step. It keeps two, for a loop makes the next while it holds the last.
     """
 
-    def __init__(self, what: str) -> None:
-        self.what, self.lock = what, threading.Lock()
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
         self.given: list[tuple[weakref.ref[np.ndarray], memoryview]] = []
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
@@ -250,7 +251,7 @@ class Recycled:
                     memory = block
             self.given = held[-1:]  # what else there was is free before more is asked for
             if memory is None:
-                memory = memoryview(_aligned(size, f"{self.what} {shape} of {dtype}"))
+                memory = memoryview(_aligned(size))
             # Made of a memoryview, it is the base of all views of it and lives until the last one's end.
             flat = np.frombuffer(memory, dtype, math.prod(shape))
             self.given.append((weakref.ref(flat), memory))
@@ -340,7 +341,7 @@ def forward(cell, params, x, state, lengths, train, *, masks=None, cells=None): 
             cn = np.empty((engine.tracks, B, stack.hidden_size), dtype)
             cn_at, final = buffer(cn), (hn, cn)
     except (MemoryError, ValueError) as error:
-        raise OutOfMemoryError(f"the output {shape} of {dtype} could not be allocated") from error
+        raise OutOfMemoryError(f"the output {shape} of {dtype} and the state could not be allocated") from error
     if state is not None:
         h0, c0 = map(buffer, state) if cell.has_c else (buffer(state), c0)
     places = T, B, buffer(x), h0, c0, buffer(y), buffer(hn), cn_at
@@ -383,7 +384,7 @@ def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
             dc0 = np.empty((engine.tracks, B, stack.hidden_size), dtype)
             grads.dc0, dstate0 = buffer(dc0), (dh0, dc0)
     except (MemoryError, ValueError) as error:
-        raise OutOfMemoryError(f"dx {shape} of {dtype} could not be allocated") from error
+        raise OutOfMemoryError(f"dx {shape} of {dtype} and the state's gradient could not be allocated") from error
     grads.dx, grads.dh0 = buffer(dx), buffer(dh0)
     if dy is not None:
         grads.dy = buffer(dy)
@@ -463,6 +464,8 @@ class Stepper:
     advance(x)  x [B, I] of the layer's dtype, however it lies in memory, to y [B, P], a part of a block of results
     """
 
+    advance: Callable[[np.ndarray], np.ndarray]
+
     def __init__(self, cell: Cell, params: Any, batch_size: int, dtype: np.dtype[Any]) -> None:
         engine = _engine(cell, params, False)
         stack = engine.stack
@@ -471,45 +474,35 @@ class Stepper:
         h, c_ = ffi.from_buffer(self.h), ffi.NULL if self.c is None else ffi.from_buffer(self.c)
         plan = engine.new_plan()
         call = {"T": 1, "B": batch_size, "h0": h, "hn": h, "c0": c_, "cn": c_}
-        self.stream = ffi.new("frnn_stream *", {"plan": plan, "call": call})
+        self.stream = stream = ffi.new("frnn_stream *", {"plan": plan, "call": call})
         self._alive = plan, h, c_
-        self.advance = _advance(engine, params, self.stream, (batch_size, stack.output_size), dtype)
 
-
-def _advance(
-    engine: Engine, params: Any, stream: Any, shape: tuple[int, int], dtype: np.dtype[Any]
-) -> Callable[[np.ndarray], np.ndarray]:
-    """`Stepper.advance`: a function of its own names, for so many attributes' would take a tenth of a small step."""
-    stack, step, version = engine.stack, c.frnn_step, params.version
-    copies = shape[0] * stack.input_size * dtype.itemsize <= COPIED_BYTES
-    results: Iterator[np.ndarray] = iter(())
-    place = None  # of their block
-
-    def advance(x: np.ndarray) -> np.ndarray:
-        nonlocal version, results
-        if params.version != version:
-            engine.pack(False)
-            version = params.version
-        y = next(results, None)
-        if y is None:
-            y = more_results()
-        given = x.tobytes() if copies else ffi.from_buffer(np.require(x, None, ["C_CONTIGUOUS", "ALIGNED"]))
-        code = step(stream, given)
-        if code:
-            results = iter(())  # the stream has not moved on
-            _check(code, "a step of {}", stack)
-        return y
-
-    def more_results() -> np.ndarray:
-        """The first of a new block, the others being left to be taken."""
-        nonlocal results, place
+        # A function of names of its own: to look up so many attributes would take a tenth of a small step's time.
+        step, version, shape = c.frnn_step, params.version, (batch_size, stack.output_size)
         size = math.prod(shape) * dtype.itemsize
-        block = np.empty((max(1, RESULT_BYTES // max(size, 1)), *shape), dtype)
-        results, place = iter(block), ffi.from_buffer(block)
-        stream.y, stream.room, stream.next = place, len(block), 0
-        return next(results)
+        copies = batch_size * stack.input_size * dtype.itemsize <= COPIED_BYTES
+        results: Iterator[tuple[np.ndarray, Any, int]] = iter(())
 
-    return advance
+        def advance(x: np.ndarray) -> np.ndarray:
+            nonlocal version
+            if params.version != version:
+                engine.pack(False)
+                version = params.version
+            y, block, index = next(results, None) or more_results()
+            given = x.tobytes() if copies else ffi.from_buffer(np.require(x, None, ["C_CONTIGUOUS", "ALIGNED"]))
+            code = step(stream, given, block, index)
+            if code:
+                _check(code, "a step of {}", stack)
+            return y
+
+        def more_results() -> tuple[np.ndarray, Any, int]:
+            """The first of a new block of results, and its place there, the others being left to be taken."""
+            nonlocal results
+            block = np.empty((max(1, RESULT_BYTES // max(size, 1)), *shape), dtype)
+            results = zip(block, itertools.repeat(ffi.from_buffer(block)), itertools.count())
+            return next(results)
+
+        self.advance = advance
 
 
 make_stepper = Stepper
