@@ -20,10 +20,11 @@ enum {
     FRNN_ERROR_SPEC = 2,        /* the spec holds a value that does not exist, or a size below its least */
     FRNN_ERROR_UNSUPPORTED = 3, /* a cell that these kernels do not run: full-matrix peepholes */
     FRNN_ERROR_ISA = 4,         /* an instruction set that is unknown, not built or not on this CPU */
-    FRNN_ERROR_SIZE = 5,        /* negative T or B, or sizes whose product does not fit in memory */
+    FRNN_ERROR_SIZE = 5,        /* negative T or B, sizes whose product does not fit in memory */
     FRNN_ERROR_LENGTH = 6,      /* a length below 0 or above T */
     FRNN_ERROR_NULL = 7,        /* a pointer that must not be NULL */
-    FRNN_ERROR_UNPACKED = 8     /* weights used before they were packed, or packed without their transposes */
+    FRNN_ERROR_UNPACKED = 8,    /* weights used before they were packed, or packed without their transposes */
+    FRNN_ERROR_ROOM = 9         /* a stream that has no room for another y */
 };
 
 enum { FRNN_KIND_RNN = 0, FRNN_KIND_LSTM = 1, FRNN_KIND_GRU = 2 };
@@ -110,7 +111,9 @@ typedef struct frnn_plan frnn_plan;
 /* A call that is made again and again, with another x and y each time. Where hn and cn are h0 and c0, the state moves on. */
 typedef struct frnn_stream {
     frnn_plan *plan;
-    frnn_call call; /* its x and y are not read */
+    const frnn_call *call; /* its x and y are not read */
+    void *y;               /* [room, T, B, D*P] */
+    int64_t room, next;    /* the first of them that no call has taken */
 } frnn_stream;
 
 const char *frnn_error(int code);
@@ -144,8 +147,9 @@ int frnn_infer(frnn_plan *plan, int64_t T, int64_t B, const void *x, const void 
                void *cn);
 int frnn_backward(frnn_plan *plan, const frnn_call *call, const frnn_grads *grads);
 
-/* frnn_forward of the stream's call with that x, and for its y the index-th part of y [*, T, B, D*P]. */
-int frnn_step(const frnn_stream *stream, const void *x, void *y, int64_t index);
+/* frnn_forward of the stream's call with that x, and for its y the next of the stream's: which of these, or minus an error
+ * code, -FRNN_ERROR_ROOM where none is left. */
+int64_t frnn_step(frnn_stream *stream, const void *x);
 
 /* c: [M, N] += a: [M, K] b: [K, N], by the instruction set named, or the best. The rows of c are contiguous; a's
  * element (i, k) stands at a[i * a_row + k * a_column], b's (k, j) likewise, strides in elements. */

@@ -41,6 +41,7 @@ const char *frnn_error(int code) {
     case FRNN_ERROR_LENGTH: return "a length is below 0 or above T";
     case FRNN_ERROR_NULL: return "a pointer that must not be NULL is NULL";
     case FRNN_ERROR_UNPACKED: return "the weights were not packed, or not with their transposes";
+    case FRNN_ERROR_ROOM: return "the stream has no room for another y";
     default: return "unknown error code";
     }
 }
@@ -352,13 +353,18 @@ int frnn_infer(frnn_plan *plan, int64_t T, int64_t B, const void *x, const void 
     return frnn_forward(plan, &call);
 }
 
-int frnn_step(const frnn_stream *stream, const void *x, void *y, int64_t index) {
-    if (!stream || !stream->plan || !y) return FRNN_ERROR_NULL;
+int64_t frnn_step(frnn_stream *stream, const void *x) {
+    if (!stream || !stream->plan || !stream->call) return -FRNN_ERROR_NULL;
+    if (stream->next < 0 || stream->next >= stream->room) return -FRNN_ERROR_ROOM;
+    if (!stream->y) return -FRNN_ERROR_NULL;
+    const int64_t next = __atomic_fetch_add(&stream->next, 1, __ATOMIC_RELAXED); /* another thread may have come in between */
+    if (next >= stream->room) return -FRNN_ERROR_ROOM;
     const frnn_weights *w = stream->plan->weights;
-    const frnn_call *call = &stream->call; /* T and B are checked later */
+    const frnn_call *call = stream->call; /* T and B are checked later */
     const uint64_t reals = (uint64_t)call->T * (uint64_t)call->B * (uint64_t)(w->spec.num_directions * w->P);
-    const uint64_t bytes = (uint64_t)index * reals * (uint64_t)w->spec.real_size;
-    return forward(stream->plan, call, x, (void *)((uintptr_t)y + (uintptr_t)bytes));
+    const uint64_t bytes = (uint64_t)next * reals * (uint64_t)w->spec.real_size;
+    const int code = forward(stream->plan, call, x, (void *)((uintptr_t)stream->y + (uintptr_t)bytes));
+    return code ? -code : next;
 }
 
 int frnn_backward(frnn_plan *plan, const frnn_call *call, const frnn_grads *grads) {

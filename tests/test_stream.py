@@ -1,5 +1,7 @@
 """A stream is its layer, a step at a time, with the state carried along."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -56,7 +58,7 @@ def test_a_step_that_fails_moves_nothing_on():
         pytest.skip(reason)
     layer = fastrnn.LSTM(4, 5, seed=0, backend="c")
     one, other = layer.stream(), layer.stream()
-    call = one._stepper.stream.call
+    call = one._stepper.call
     for x in normal(4, 1, 4):
         call.T = -1
         with pytest.raises(ShapeError, match=r"a step of .*T or B is negative"):
@@ -67,6 +69,18 @@ def test_a_step_that_fails_moves_nothing_on():
         assert np.array_equal(kept, other.step(x)) and same(one.state, other.state)
         one.step(x), other.step(x)
         assert np.array_equal(before, kept)
+
+
+def test_threads_that_share_a_stream_get_results_of_their_own():
+    """Whatever the state is then: here there is none to speak of."""
+    layer = fastrnn.RNN(4, 100, seed=0)
+    layer.block["weight_ih_l0"][:], layer.block["weight_hh_l0"][:] = 0, 0
+    stream, x = layer.stream(), normal(1, 4)
+    expected = stream.step(x).copy()
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: stream.step(x), range(2000)))
+    assert all(np.array_equal(y, expected) for y in results)
+    assert len({y.__array_interface__["data"][0] for y in results}) == len(results)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

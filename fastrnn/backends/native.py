@@ -7,13 +7,12 @@ the kernels in csrc/kernels.h.
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, cached_property
 from typing import Any
 
@@ -47,6 +46,7 @@ ERRORS: dict[str, type[Exception]] = {
     "FRNN_ERROR_LENGTH": ShapeError,
     "FRNN_ERROR_NULL": UsageError,
     "FRNN_ERROR_UNPACKED": UsageError,
+    "FRNN_ERROR_ROOM": UsageError,
 }
 
 
@@ -473,34 +473,38 @@ class Stepper:
         self.c = np.zeros((stack.num_layers, batch_size, stack.hidden_size), dtype) if cell.has_c else None
         h, c_ = ffi.from_buffer(self.h), ffi.NULL if self.c is None else ffi.from_buffer(self.c)
         plan = engine.new_plan()
-        call = {"T": 1, "B": batch_size, "h0": h, "hn": h, "c0": c_, "cn": c_}
-        self.stream = stream = ffi.new("frnn_stream *", {"plan": plan, "call": call})
+        arrays = {"h0": h, "hn": h, "c0": c_, "cn": c_}
+        self.call = call = ffi.new("frnn_call *", {"T": 1, "B": batch_size, **arrays})
         self._alive = plan, h, c_
 
         # A function of names of its own: to look up so many attributes would take a tenth of a small step's time.
-        step, version, shape = c.frnn_step, params.version, (batch_size, stack.output_size)
+        step, full, version, shape = c.frnn_step, -c.FRNN_ERROR_ROOM, params.version, (batch_size, stack.output_size)
         size = math.prod(shape) * dtype.itemsize
         copies = batch_size * stack.input_size * dtype.itemsize <= COPIED_BYTES
-        results: Iterator[tuple[np.ndarray, Any, int]] = iter(())
+        # The stream that writes to a block, and the block's parts, of which the step says which it has made: neither an
+        # exception nor another thread comes between the two.
+        current: tuple[Any, list[np.ndarray]] = ffi.new("frnn_stream *", (plan, call)), []
 
         def advance(x: np.ndarray) -> np.ndarray:
             nonlocal version
             if params.version != version:
                 engine.pack(False)
                 version = params.version
-            y, block, index = next(results, None) or more_results()
             given = x.tobytes() if copies else ffi.from_buffer(np.require(x, None, ["C_CONTIGUOUS", "ALIGNED"]))
-            code = step(stream, given, block, index)
-            if code:
-                _check(code, "a step of {}", stack)
-            return y
+            stream, results = current
+            index = step(stream, given)
+            while index == full:  # more than once, where other threads are quick
+                stream, results = new_block()
+                index = step(stream, given)
+            if index < 0:
+                _check(-index, "a step of {}", stack)
+            return results[index]
 
-        def more_results() -> tuple[np.ndarray, Any, int]:
-            """The first of a new block of results, and its place there, the others being left to be taken."""
-            nonlocal results
+        def new_block() -> tuple[Any, list[np.ndarray]]:
+            nonlocal current
             block = np.empty((max(1, RESULT_BYTES // max(size, 1)), *shape), dtype)
-            results = zip(block, itertools.repeat(ffi.from_buffer(block)), itertools.count())
-            return next(results)
+            current = ffi.new("frnn_stream *", (plan, call, ffi.from_buffer(block), len(block), 0)), list(block)
+            return current
 
         self.advance = advance
 

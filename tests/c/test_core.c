@@ -135,8 +135,8 @@ static void test_null_errors(void)
     expect(frnn_forward(NULL, NULL), FRNN_ERROR_NULL, "no plan");
     expect(frnn_backward(NULL, NULL, NULL), FRNN_ERROR_NULL, "no plan");
     expect(frnn_infer(NULL, 1, 1, NULL, NULL, NULL, NULL, NULL, NULL), FRNN_ERROR_NULL, "no plan");
-    expect(frnn_step(NULL, NULL, &plan, 0), FRNN_ERROR_NULL, "no stream");
-    expect(frnn_step(&(frnn_stream){.plan = NULL}, &plan, &plan, 0), FRNN_ERROR_NULL, "no plan");
+    expect((int)-frnn_step(NULL, NULL), FRNN_ERROR_NULL, "no stream");
+    expect((int)-frnn_step(&(frnn_stream){.call = &(frnn_call){.T = 1}, .y = &plan, .room = 1}, &plan), FRNN_ERROR_NULL, "no plan");
     frnn_weights_free(NULL);
     frnn_plan_free(NULL);
     CHECK(frnn_weights_bytes(NULL) == 0 && frnn_plan_bytes(NULL) == 0, "nothing takes memory");
@@ -168,10 +168,15 @@ static void test_null_errors(void)
     expect(frnn_infer(n.plan, 3, 2, NULL, NULL, NULL, out[0], out[1], out[2]), FRNN_ERROR_NULL, "inference without x");
     expect(frnn_infer(n.plan, 3, 2, n.x.data, NULL, NULL, out[0], out[1], NULL), FRNN_ERROR_NULL, "inference without cn");
     expect(frnn_infer(n.plan, -1, 2, n.x.data, NULL, NULL, out[0], out[1], out[2]), FRNN_ERROR_SIZE, "negative T");
-    const frnn_stream stream = {.plan = n.plan, .call = n.call};
-    expect(frnn_step(&stream, NULL, n.y.data, 0), FRNN_ERROR_NULL, "a step without x");
-    expect(frnn_step(&stream, n.x.data, NULL, 0), FRNN_ERROR_NULL, "a step with nowhere to write");
-    expect(frnn_step(&stream, n.x.data, n.y.data, 0), FRNN_OK, "a step that has everything");
+    frnn_stream stream = {.plan = n.plan, .call = &n.call, .room = 2};
+    expect((int)-frnn_step(&stream, n.x.data), FRNN_ERROR_NULL, "a step with nowhere to write");
+    stream.y = n.y.data;
+    expect((int)-frnn_step(&stream, NULL), FRNN_ERROR_NULL, "a step without x");
+    stream.next = 1, stream.y = (char *)n.y.data - n.y.n * spec.real_size;
+    CHECK(frnn_step(&stream, n.x.data) == 1, "a step that has everything is the second");
+    expect((int)-frnn_step(&stream, n.x.data), FRNN_ERROR_ROOM, "a step with no room left");
+    stream.next = -1;
+    expect((int)-frnn_step(&stream, n.x.data), FRNN_ERROR_ROOM, "a step before the first");
     void **const backward[] = {&n.call.tape,       &n.grads.dh0,       &n.grads.dc0,
                                &n.dparam_table[0], &n.dparam_table[1], &n.dparam_table[4]};
     for (unsigned i = 0; i < sizeof backward / sizeof *backward; i++) {
@@ -246,7 +251,7 @@ static void test_unpacked(void)
 
 static void test_names(void)
 {
-    for (int code = FRNN_OK; code <= FRNN_ERROR_UNPACKED + 1; code++)
+    for (int code = FRNN_OK; code <= FRNN_ERROR_ROOM + 1; code++)
         for (int other = FRNN_OK; other < code; other++)
             CHECK(*frnn_error(code) && strcmp(frnn_error(code), frnn_error(other)), "codes %d and %d", code, other);
     int i = 0;
@@ -357,11 +362,10 @@ static void test_steps(void)
         n.call.h0 = n.call.hn;
         n.call.c0 = n.call.cn;
         n.call.T = 1;
-        const frnn_stream stream = {.plan = n.plan, .call = n.call};
+        frnn_stream stream = {.plan = n.plan, .call = &n.call, .y = n.y.data, .room = 9};
         for (int64_t t = 0; t < 9; t++) {
-            const float *const x = (const float *)n.x.data + t * 2 * 5;
-            const int code = frnn_step(&stream, x, n.y.data, t);
-            CHECK(!code, "%s", frnn_error(code));
+            const int64_t made = frnn_step(&stream, (const float *)n.x.data + t * 2 * 5);
+            CHECK(made == t, "step %d is %d", (int)t, (int)made);
         }
         check_same(&n, &whole, "step by step", OUTPUTS);
         net_free(&n);
