@@ -388,9 +388,8 @@ def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
     grads.dx, grads.dh0 = buffer(dx), buffer(dh0)
     if dy is not None:
         grads.dy = buffer(dy)
-    if tape.cell.has_c:
-        if dstate is not None:
-            grads.dhn, grads.dcn = buffer(dstate[0]), buffer(dstate[1])
+    if dstate is not None and tape.cell.has_c:
+        grads.dhn, grads.dcn = map(buffer, dstate)
     elif dstate is not None:
         grads.dhn = buffer(dstate)
     arrays = tuple(dparams.values())
@@ -473,9 +472,9 @@ class Stepper:
         self.c = np.zeros((stack.num_layers, batch_size, stack.hidden_size), dtype) if cell.has_c else None
         h, c_ = ffi.from_buffer(self.h), ffi.NULL if self.c is None else ffi.from_buffer(self.c)
         plan = engine.new_plan()
-        arrays = {"h0": h, "hn": h, "c0": c_, "cn": c_}
-        self.call = call = ffi.new("frnn_call *", {"T": 1, "B": batch_size, **arrays})
-        self._alive = plan, h, c_
+        places = {"h0": h, "hn": h, "c0": c_, "cn": c_}
+        self.call = call = ffi.new("frnn_call *", {"T": 1, "B": batch_size, **places})
+        self._alive = h, c_  # plan and call live as long as the function below
 
         # A function of names of its own: to look up so many attributes would take a tenth of a small step's time.
         step, full, version, shape = c.frnn_step, -c.FRNN_ERROR_ROOM, params.version, (batch_size, stack.output_size)
