@@ -52,7 +52,7 @@ struct frnn_weights {
     int h_plane; /* the first plane that the recurrent product feeds */
     int h_vecs;  /* the planes it feeds */
     int plain;   /* the standard activations and no clip */
-    int stackable; /* whether a step may take the input's product with its own */
+    int joinable; /* whether a step may take the input's product with its own */
     int packed, packed_backward;
     frnn_act act[3];
     frnn_track *tracks; /* [L*D] */
@@ -98,7 +98,7 @@ typedef struct frnn_run {
     int64_t between;     /* steps that a chunked buffer between layers holds: whole chunks */
     int64_t l2;          /* bytes of a core's own cache */
     int fills;           /* whether a thread's weights fill that: a call's sweeps then go on where the last call's ended */
-    int stacked;         /* whether a step multiplies [x, h] by [W_ih, W_hh]; else the input's product comes first, by chunks */
+    int joint;           /* whether a step makes the input's product with its own; else that comes first, by chunks */
     int size, groups;    /* threads, and groups of them: 2 for two directions, or each some of the layers */
     int by_panel;        /* how a group shares a step: by panels of units or by rows */
     int64_t layers[FRNN_MAX_GROUPS + 1]; /* one direction: group g runs the layers from layers[g] to layers[g + 1] */

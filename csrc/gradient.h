@@ -97,8 +97,9 @@ static void add_tile(const scratch *mine, const real *left, lines right, int64_t
     for (int m = 0; m < rows; m++)
         for (int q = 0; q < panels; q++) __builtin_prefetch(out + (m + rows) * out_ld + q * LANES, 1);
     static const tile_fn *const grad[5] = {NULL, grad_1x1, grad_2x1, grad_3x1, grad_4x1};
+    const terms all = {a, 0, depth, NULL};
     const edge e = {to, 0, 0};
-    grad[panels][rows](a, 0, depth, right.at, right.ld, &e, &e);
+    grad[panels][rows](&all, right.at, right.ld, &e, &e);
     if (!whole)
         for (int m = 0; m < rows; m++)
             for (int q = 0; q < panels; q++)
@@ -264,7 +265,7 @@ static void input_grad(const frnn_run *run, const scratch *mine, int64_t k, real
     const int direct = !reverse && I % LANES == 0, even = direct && !run->perm; /* a tile may write to dx itself; in order */
     static const real zeros[TILE_VECS * LANES];
     for (int64_t p = 0; p < panels;) {
-        const shape form = shape_of(1, high - low, panels - p);
+        const shape form = shape_of(1, 0, high - low, panels - p);
         const int64_t width = form.panels * LANES;
         const real *a[8];
         real *in[8], *out[8], *to[8];
@@ -279,7 +280,8 @@ static void input_grad(const frnn_run *run, const scratch *mine, int64_t k, real
                 to[m] = dx + outer_row(run, reverse, at.s, at.r) * I + p * LANES;
                 if (++at.r == active(run, at.s)) at.r = 0, at.s++;
             }
-            form.fn[rows](a, n * ld, depth, (const real *)lane->w->wxt + p * depth * LANES, depth * LANES, &start_at, &end_at);
+            const terms all = {a, n * ld, depth, NULL};
+            form.fn[rows](&all, (const real *)lane->w->wxt + p * depth * LANES, depth * LANES, &start_at, &end_at);
             n += rows;
             for (int m = 0; m < rows && !direct; m++)
                 for (int q = 0; q < form.panels; q++, to[m] += LANES) {

@@ -30,23 +30,23 @@ INLINE void gru_update(const step *k, const block *y, int64_t r, int64_t u, vec 
     put_output(k, y, r, u, h);
 }
 
-/* Reset after: z[] holds a_r, a_z and q; a_n waits in its plane. All r and z of some tiles come before the first n, which
- * waits for them. y: where the standard cell stores its outputs, or NULL. */
+/* Reset after: z[] holds a_r, a_z and q, and before them a_n, unless that waits in its plane. All r and z of some tiles come before
+ * the first n, which waits for them. y: where the standard cell stores its outputs, or NULL. */
 INLINE void gru_after_forward_as(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const block *y) {
     const frnn_weights *w = k->w;
-    const int plain = y || w->plain;
+    const int plain = y || w->plain, has_n = k->run->joint;
     const int64_t Hp = w->Hp, plane = panels * LANES;
     vec candidates[ROWS_AT_ONCE], updates[ROWS_AT_ONCE]; /* or panels of one row */
     int count = 0;
-    for (int i = 0; i < rows; i++, z += 3 * plane)
+    for (int i = 0; i < rows; i++, z += (3 + has_n) * plane)
         for (int j = 0; j < panels; j++) {
             real *gate = k->gates + (r + i) * k->ld + (p + j) * LANES;
-            const real *a = z + j * LANES;
+            const real *const n = has_n ? z + j * LANES : gate + PLANE_N * Hp, *a = z + has_n * plane + j * LANES;
             vec x[2] = {v_load(a), v_load(a + plane)};
             if (plain) v_sigmoids_tanhs(2, 0, x);
             else x[0] = act(&w->act[0], x[0]), x[1] = act(&w->act[0], x[1]);
             const vec reset = x[0], update = x[1], q = v_load(a + 2 * plane);
-            candidates[count] = v_fma(reset, q, v_load(gate + PLANE_N * Hp));
+            candidates[count] = v_fma(reset, q, v_load(n));
             updates[count++] = update;
             if (k->keep) {
                 v_store(gate + PLANE_R * Hp, reset);

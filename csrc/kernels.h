@@ -21,17 +21,9 @@
 /* Rows that a thread points to: of a chunk's input product, or of a weight gradient's operand. */
 INLINE int64_t row_pointers(const frnn_run *run) { return run->grads ? GRAD_ROWS : run->most_rows; }
 
-/* Reals of a row [x, h] of any layer. */
-INLINE int64_t stack_width(const frnn_run *run) {
-    const frnn_weights *w = run->weights;
-    const int64_t above = w->spec.num_layers > 1 ? w->spec.num_directions * w->P : 0;
-    return (w->tracks[0].I > above ? w->tracks[0].I : above) + w->Pp;
-}
-
 static size_t scratch_bytes(const frnn_weights *w, const frnn_run *run) {
     (void)w;
-    const int64_t reals = TILE_VECS * LANES + (run->stacked ? run->B * stack_width(run) : 0) +
-                          (run->grads ? GRAD_ROWS * (LANES + GRAD_COLUMNS) : 0);
+    const int64_t reals = TILE_VECS * LANES + (run->grads ? GRAD_ROWS * (LANES + GRAD_COLUMNS) : 0);
     return sizeof(frnn_own) + (size_t)reals * sizeof(real) + 2 * (size_t)row_pointers(run) * sizeof(void *);
 }
 
@@ -41,8 +33,8 @@ static scratch carve(const frnn_run *run, int rank) {
     mine.z = (real *)(mine.own + 1);
     mine.from = (const real **)(mine.z + LANES * TILE_VECS);
     mine.to = (real **)(mine.from + row_pointers(run));
-    mine.stack = mine.left = (real *)(mine.to + row_pointers(run)); /* forward; backward */
-    if (run->grads) mine.right = mine.left + GRAD_ROWS * LANES;
+    mine.left = (real *)(mine.to + row_pointers(run));
+    mine.right = mine.left + GRAD_ROWS * LANES;
     return mine;
 }
 
@@ -113,13 +105,15 @@ static void fetch_step(const step *k, int64_t r, int rows, int64_t p, int panels
 }
 
 /* A product over rows of the batch: K terms of each of from [rows, from_ld] times panels w of `units` outputs, `panel` reals
- * apart, starting from `in` [rows, in_ld] with its vectors `in_plane` apart, or from zero. */
+ * apart, starting from `in` [rows, in_ld] with its vectors `in_plane` apart, or from zero. Where it takes the input with it, the
+ * step's input and its weights come first. */
 typedef struct product {
     const real *from;
     int64_t from_ld, K;
+    int with_input;
     const real *w;
     int64_t panel;
-    int vecs;
+    int vecs, offset; /* see tile */
     int64_t units;
     const real *in;
     int64_t in_ld, in_plane;
@@ -143,20 +137,23 @@ static void run_product(const step *k, const share *me, const scratch *mine, con
     share_panels(me, job->units / LANES, &p0, &p1);
     const int64_t in_ld = job->in ? job->in_ld : 0;
     /* The rows of the first tile; where a later one's stand, the tile is told by how far behind. */
-    const real *const start = job->in ? job->in : zeros, *a[8];
+    const real *const start = job->in ? job->in : zeros, *a[8], *x[8];
     real *in[8], *out[8];
     for (int m = 0; m < 8 && m < r1 - r0; m++) a[m] = job->from + m * job->from_ld, in[m] = (real *)start + m * in_ld;
+    terms own = {a, 0, job->K, NULL}, input = {x, 0, job->with_input ? k->lane->w->I : 0, &own};
+    const int in_order = job->with_input && !input_scattered(k->run, k->lane);
+    for (int m = 0; in_order && m < 8 && m < r1 - r0; m++) x[m] = step_input(k, m);
     const int down = sweeps_down(mine, k->s);
     const int far = weights_far(k->run, job->units / LANES, p1 - p0, job->panel);
     for (int64_t left = r0 < r1 ? p1 - p0 : 0; left > 0;) {
-        const shape form = shape_of(job->vecs, r1 - r0, left);
-        const int64_t p = down ? p0 + left - form.panels : p1 - left, width = form.panels * job->vecs * LANES;
+        const shape form = shape_of(job->vecs, job->offset, r1 - r0, left);
+        const int64_t p = down ? p0 + left - form.panels : p1 - left, width = form.panels * (job->vecs + job->offset) * LANES;
         for (int m = 0; m < form.most && m < r1 - r0; m++) out[m] = mine->z + m * width;
         edge start_at = {in, 0, job->in ? job->in_plane : 0}, end_at = {out, 0, form.panels * LANES};
         askers ask = {.tiles = 0};
         if (far && left > form.panels) {
             const real *const after = job->w + swept_after(down, p, form.panels, p0, p1) * job->panel;
-            ask = ask_for(&form, job->vecs, r1 - r0, job->K, after);
+            ask = ask_for(&form, job->vecs, r1 - r0, input.K + own.K, after);
             start_at.next = &ask.next;
         }
         for (int64_t r = r0, done = r0; r < r1; done = r) {
@@ -164,8 +161,11 @@ static void run_product(const step *k, const share *me, const scratch *mine, con
                 const int rows = tile_rows(r1 - r, form.most);
                 start_at.at = job->in ? r * in_ld + p * LANES : 0;
                 end_at.at = (r - done) * width;
+                own.at = r * job->from_ld;
+                if (in_order) input.at = r * k->lane->x_ld;
+                for (int m = 0; job->with_input && !in_order && m < rows; m++) x[m] = step_input(k, r + m);
                 if (job->fetch) fetch_step(k, r, rows, p, form.panels);
-                tile_of(&form, &ask, rows)(a, r * job->from_ld, job->K, job->w + p * job->panel, job->panel, &start_at, &end_at);
+                tile_of(&form, &ask, rows)(job->with_input ? &input : &own, job->w + p * job->panel, job->panel, &start_at, &end_at);
                 r += rows;
             }
             job->then(k, done, (int)(r - done), p, form.panels, mine->z);
@@ -273,7 +273,7 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
     const int far = weights_far(run, w->Hp / LANES, p1 - p0, panel);
     int fetch = !lane->x_chunked && fetch_ahead(run, I, lane->x_ld); /* once: the next panels find these rows near */
     for (int64_t left = rows ? p1 - p0 : 0; left > 0;) {
-        const shape form = shape_of(w->gates, rows, left);
+        const shape form = shape_of(w->gates, 0, rows, left);
         const int64_t p = down ? p0 + left - form.panels : p1 - left;
         askers ask = {.tiles = 0};
         if (far && left > form.panels)
@@ -282,7 +282,8 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
             const int height = tile_rows(rows - n, form.most);
             const edge start_at = {bias, p * LANES, w->Hp, &ask.next}, end_at = {mine->to + n, p * LANES, w->Hp};
             for (int64_t m = n + height; fetch && m < least(rows, n + 2 * height); m++) fetch_rows(mine->from[m], 0, 0, 1, 0, I);
-            tile_of(&form, &ask, height)(mine->from + n, 0, I, weights + p * panel, panel, &start_at, &end_at);
+            const terms all = {mine->from + n, 0, I, NULL};
+            tile_of(&form, &ask, height)(&all, weights + p * panel, panel, &start_at, &end_at);
             n += height;
         }
         if (lane->w->bq && (run->taped || s0 == 0 || w->spec.num_layers > 1)) /* what q starts from, unless it still stands there */
@@ -291,21 +292,6 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
                     v_store(mine->to[n] + PLANE_Q * w->Hp + u, v_load((const real *)lane->w->bq + u));
         left -= form.panels;
         fetch = 0;
-    }
-}
-
-/* The rows [x, h] of step s, side by side. */
-static void stack_rows(const frnn_run *run, const step *k, real *to, int64_t r0, int64_t r1) {
-    const frnn_lane *lane = k->lane;
-    const int64_t I = lane->w->I, Pp = run->weights->Pp, ld = stack_width(run);
-    const int scattered = input_scattered(run, lane);
-    const real *x = NULL;
-    for (int64_t r = r0; r < r1; r++, x += lane->x_ld) {
-        if (scattered || r == r0) x = input_row(run, lane, k->reverse, k->s, r);
-        const real *const h = k->h_in + r * Pp;
-        real *const here = to + r * ld;
-        for (int64_t u = 0; u < I; u += LANES) v_store(here + u, v_load_n(x + u, lanes_left(I, u)));
-        for (int64_t u = 0; u < Pp; u += LANES) v_store(here + I + u, v_load(h + u));
     }
 }
 
@@ -324,12 +310,11 @@ static void forward_steps(const frnn_run *run, const share *me, const scratch *m
     };
     /* Nobody waits for the top layer's last step: of it each thread stores but its own part. */
     const int top = k >= (w->spec.num_layers - 1) * w->spec.num_directions;
-    if (run->stacked) gates.from_ld = stack_width(run), gates.K = t->I + w->P, gates.w = t->wx, gates.in_ld = 0;
+    if (run->joint) gates.with_input = 1, gates.offset = gru, gates.w = t->wx, gates.in_ld = 0;
     for (int64_t s = from; s < to; s++, step_on(&at)) {
         const int64_t r1 = least(me->r1, active(run, s));
-        if (run->stacked) stack_rows(run, &at, mine->stack, me->r0, r1);
-        gates.from = run->stacked ? mine->stack : see_cell ? at.c_in : at.h_in;
-        gates.in = run->stacked ? t->bx : at.gates + w->h_plane * w->Hp;
+        gates.from = see_cell ? at.c_in : at.h_in;
+        gates.in = run->joint ? t->bx : at.gates + w->h_plane * w->Hp;
         run_product(&at, me, mine, &gates, me->r0, r1);
         if (before) {
             const product candidate = {
@@ -364,7 +349,7 @@ static void forward_track(const frnn_run *run, const share *me, const scratch *m
     }
     for (int64_t from = s0; from < s1; from += run->chunk) {
         const int64_t to = least(s1, from + run->chunk);
-        if (!run->stacked) project_input(run, me, mine, k, from, to);
+        if (!run->joint) project_input(run, me, mine, k, from, to);
         forward_steps(run, me, mine, k, from, to);
     }
     if (s1 == run->T) {

@@ -38,99 +38,121 @@ typedef struct edge {
     const ahead *next; /* of a start: what to ask for, where tiles do */
 } edge;
 
-/* A term of all sums: a[m][k] w[q][v]. A tile of rows loads its vectors once; but one may be an operand in memory, which takes
- * an instruction less, if they are `packed`, so that none lies across two lines, and that leaves the loads fewer than the
- * multiply-adds. At one row all are. */
-INLINE void add_term(const int rows, const int packed, const int panels, const int vecs, const real *const *row, int64_t k, const real *w,
-                     int64_t panel, vec *sum) {
+/* What a tile sums over: of row m the K terms from row[m] + at on, then those of `then`, where there is one. */
+typedef struct terms {
+    const real *const *row;
+    int64_t at, K;
+    const struct terms *then;
+} terms;
+
+/* A term of all sums, of which a row has `sums`: a[m][k] w[q][v]. A tile of rows loads its vectors once; but one may be an operand
+ * in memory, which takes an instruction less, if they are `packed`, so that none lies across two lines, and that leaves the loads
+ * fewer than the multiply-adds. At one row all are. */
+INLINE void add_term(const int rows, const int packed, const int panels, const int vecs, const int sums, const real *const *row, int64_t k,
+                     const real *w, int64_t panel, vec *sum) {
     const int loaded = panels * vecs, in_memory = packed && loaded - 1 + 2 * rows < rows * loaded;
     const int held = rows == 1 ? 0 : loaded - in_memory;
     vec f[16];
     UNROLL for (int j = 0; j < held; j++) f[j] = v_load(w + j / vecs * panel + j % vecs * LANES);
     UNROLL for (int m = 0; m < rows; m++) {
         if (held == 1 && loaded == 1) {
-            v_add_scaled(&sum[m], row[m] + k, f[0]);
+            v_add_scaled(&sum[m * sums], row[m] + k, f[0]);
             continue;
         }
         const vec b = v_set1(row[m][k]);
         UNROLL for (int j = 0; j < loaded; j++) {
-            if (j < held) v_add_product(&sum[m * loaded + j], b, f[j]);
-            else v_add_product_at(&sum[m * loaded + j], b, w + j / vecs * panel + j % vecs * LANES);
+            if (j < held) v_add_product(&sum[m * sums + j], b, f[j]);
+            else v_add_product_at(&sum[m * sums + j], b, w + j / vecs * panel + j % vecs * LANES);
         }
     }
 }
 
-/* out[m][q][v] = in[m][q][v] + sum_k a[m][at + k * step] w[q][k][v], where the vectors v of one k stand side by side, those of
- * the next k `line` reals behind, those of the next q `panel`. asking: 0, or by how many tiles the next panel is asked for. */
-INLINE void tile(const int rows, const int asking, const int panels, const int vecs, const int64_t step, const real *const *a,
-                 int64_t at, int64_t K, const real *w, int64_t line, int64_t panel, const edge *in, const edge *out) {
-    const int loaded = panels * vecs, packed = step == 1; /* else weight gradients' operands, which may be a caller's rows */
-    vec sum[32];
+/* The terms of one source: where its weights end. */
+INLINE const real *add_terms(const int rows, const int asking, const int panels, const int vecs, const int sums, const int64_t step,
+                             const terms *a, const real *w, int64_t line, int64_t panel, const ahead *next, const char **ask, vec *sum) {
+    const int packed = step == 1; /* else weight gradients' operands, which may be a caller's rows */
     const real *row[8];
-    const char *ask = asking ? in->next->at : NULL;
-    UNROLL for (int m = 0; m < rows; m++) {
-        row[m] = a[m] + at;
-        UNROLL for (int q = 0; q < panels; q++)
-            UNROLL for (int v = 0; v < vecs; v++)
-                sum[m * loaded + q * vecs + v] = v_load(in->row[m] + in->at + v * in->plane + q * LANES);
-    }
+    UNROLL for (int m = 0; m < rows; m++) row[m] = a->row[m] + a->at;
     int64_t k = 0;
-    for (; rows > 1 && k + TERMS <= K; k += TERMS, w += TERMS * line) {
+    for (; rows > 1 && k + TERMS <= a->K; k += TERMS, w += TERMS * line) {
         if (asking) {
-            UNROLL for (int i = 0; i < lines_asked(loaded, asking); i++) __builtin_prefetch(ask + i * in->next->apart, 0, 2);
-            ask += in->next->pace;
+            UNROLL for (int i = 0; i < lines_asked(panels * vecs, asking); i++) __builtin_prefetch(*ask + i * next->apart, 0, 2);
+            *ask += next->pace;
         }
-        UNROLL for (int i = 0; i < TERMS; i++) add_term(rows, packed, panels, vecs, row, (k + i) * step, w + i * line, panel, sum);
+        UNROLL for (int i = 0; i < TERMS; i++) add_term(rows, packed, panels, vecs, sums, row, (k + i) * step, w + i * line, panel, sum);
     }
-    for (; k < K; k++, w += line) add_term(rows, packed, panels, vecs, row, k * step, w, panel, sum);
+    for (; k < a->K; k++, w += line) add_term(rows, packed, panels, vecs, sums, row, k * step, w, panel, sum);
+    return w;
+}
+
+/* out[m][q][v] = in[m][q][v] + sum_k a[m][k * step] w[q][k][v], where the vectors v of one k stand side by side, those of
+ * the next k `line` reals behind, those of the next q `panel`. asking: 0, or by how many tiles the next panel is asked for.
+ * offset: 0, or 1 where there is one more vector of sums than of weights, and the second source's add to the sums from the second
+ * on: a GRU's input feeds n r z, its state r z q. */
+INLINE void tile(const int rows, const int asking, const int panels, const int vecs, const int offset, const int64_t step, const terms *a,
+                 const real *w, int64_t line, int64_t panel, const edge *in, const edge *out) {
+    const int sums = panels * vecs + offset, planes = vecs + offset;
+    vec sum[32];
+    const char *ask = asking ? in->next->at : NULL;
     UNROLL for (int m = 0; m < rows; m++)
         UNROLL for (int q = 0; q < panels; q++)
-            UNROLL for (int v = 0; v < vecs; v++)
-                v_store(out->row[m] + out->at + v * out->plane + q * LANES, sum[m * loaded + q * vecs + v]);
+            UNROLL for (int v = 0; v < planes; v++)
+                sum[m * sums + q * planes + v] = v_load(in->row[m] + in->at + v * in->plane + q * LANES);
+    if (offset) {
+        w = add_terms(rows, asking, panels, vecs, sums, step, a, w, line, panel, in->next, &ask, sum);
+        add_terms(rows, asking, panels, vecs, sums, step, a->then, w, line, panel, in->next, &ask, sum + offset);
+    } else {
+        do w = add_terms(rows, asking, panels, vecs, sums, step, a, w, line, panel, in->next, &ask, sum);
+        while ((a = a->then));
+    }
+    UNROLL for (int m = 0; m < rows; m++)
+        UNROLL for (int q = 0; q < panels; q++)
+            UNROLL for (int v = 0; v < planes; v++)
+                v_store(out->row[m] + out->at + v * out->plane + q * LANES, sum[m * sums + q * planes + v]);
 }
 
 /* apart: from one panel to the next; for weight gradients, whose panels stand side by side, from one line to the next. */
-typedef void (*tile_fn)(const real *const *a, int64_t at, int64_t K, const real *w, int64_t apart, const edge *in, const edge *out);
+typedef void (*tile_fn)(const terms *a, const real *w, int64_t apart, const edge *in, const edge *out);
 
 /* One function for each number of rows; those whose sums would not fit the registers are empty, and never asked for. */
-#define TILE(name, rows, asking, panels, vecs, step, line, panel)                                              \
-    static void name##_##rows(const real *const *a, int64_t at, int64_t K, const real *w, int64_t apart, const edge *in, \
-                              const edge *out) {                                                               \
-        if ((rows) * (panels) * (vecs) <= ACCUMULATORS || (rows) == 1)                                         \
-            tile(rows, asking, panels, vecs, step, a, at, K, w, line, panel, in, out);                         \
+#define TILE(name, rows, asking, panels, vecs, offset, step, line, panel)                                      \
+    static void name##_##rows(const terms *a, const real *w, int64_t apart, const edge *in, const edge *out) { \
+        if ((rows) * ((panels) * (vecs) + (offset)) <= ACCUMULATORS || (rows) == 1)                            \
+            tile(rows, asking, panels, vecs, offset, step, a, w, line, panel, in, out);                        \
     }
 #define TILES(name, ...)                                                                                       \
     TILE(name, 1, __VA_ARGS__) TILE(name, 2, __VA_ARGS__) TILE(name, 3, __VA_ARGS__) TILE(name, 4, __VA_ARGS__) \
     TILE(name, 5, __VA_ARGS__) TILE(name, 6, __VA_ARGS__) TILE(name, 7, __VA_ARGS__) TILE(name, 8, __VA_ARGS__) \
     static const tile_fn name[9] = {0, name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8};
 
-TILES(tile_1x4, 0, 1, 4, 1, 4 * LANES, apart)
-TILES(tile_1x3, 0, 1, 3, 1, 3 * LANES, apart)
-TILES(tile_1x2, 0, 1, 2, 1, 2 * LANES, apart)
-TILES(tile_1x1, 0, 1, 1, 1, LANES, apart)
-TILES(tile_2x1, 0, 2, 1, 1, LANES, apart)
-TILES(tile_3x1, 0, 3, 1, 1, LANES, apart)
-TILES(tile_4x1, 0, 4, 1, 1, LANES, apart)
-TILES(ask2_1x4, 2, 1, 4, 1, 4 * LANES, apart)
-TILES(ask2_1x3, 2, 1, 3, 1, 3 * LANES, apart)
-TILES(ask2_4x1, 2, 4, 1, 1, LANES, apart)
-TILES(ask4_1x4, 4, 1, 4, 1, 4 * LANES, apart)
-TILES(ask4_1x3, 4, 1, 3, 1, 3 * LANES, apart)
-TILES(ask4_4x1, 4, 4, 1, 1, LANES, apart)
-TILES(ask8_1x4, 8, 1, 4, 1, 4 * LANES, apart)
-TILES(ask8_1x3, 8, 1, 3, 1, 3 * LANES, apart)
-TILES(ask8_4x1, 8, 4, 1, 1, LANES, apart)
-TILES(grad_1x1, 0, 1, 1, LANES, apart, LANES)
-TILES(grad_2x1, 0, 2, 1, LANES, apart, LANES)
-TILES(grad_3x1, 0, 3, 1, LANES, apart, LANES)
-TILES(grad_4x1, 0, 4, 1, LANES, apart, LANES)
-TILE(tile_8x1, 1, 0, 8, 1, 1, LANES, apart)
-TILE(tile_2x2, 1, 0, 2, 2, 1, 2 * LANES, apart)
-TILE(tile_2x3, 1, 0, 2, 3, 1, 3 * LANES, apart)
-TILE(tile_2x4, 1, 0, 2, 4, 1, 4 * LANES, apart)
-TILE(tile_4x4, 1, 0, 4, 4, 1, 4 * LANES, apart)
-TILE(tile_4x3, 1, 0, 4, 3, 1, 3 * LANES, apart)
-TILE(tile_4x2, 1, 0, 4, 2, 1, 2 * LANES, apart)
+TILES(tile_1x4, 0, 1, 4, 0, 1, 4 * LANES, apart)
+TILES(tile_1x3, 0, 1, 3, 0, 1, 3 * LANES, apart)
+TILES(tile_1x2, 0, 1, 2, 0, 1, 2 * LANES, apart)
+TILES(tile_1x1, 0, 1, 1, 0, 1, LANES, apart)
+TILES(tile_gru, 0, 1, 3, 1, 1, 3 * LANES, apart)
+TILES(tile_2x1, 0, 2, 1, 0, 1, LANES, apart)
+TILES(tile_3x1, 0, 3, 1, 0, 1, LANES, apart)
+TILES(tile_4x1, 0, 4, 1, 0, 1, LANES, apart)
+TILES(ask2_1x4, 2, 1, 4, 0, 1, 4 * LANES, apart)
+TILES(ask2_1x3, 2, 1, 3, 0, 1, 3 * LANES, apart)
+TILES(ask2_4x1, 2, 4, 1, 0, 1, LANES, apart)
+TILES(ask4_1x4, 4, 1, 4, 0, 1, 4 * LANES, apart)
+TILES(ask4_1x3, 4, 1, 3, 0, 1, 3 * LANES, apart)
+TILES(ask4_4x1, 4, 4, 1, 0, 1, LANES, apart)
+TILES(ask8_1x4, 8, 1, 4, 0, 1, 4 * LANES, apart)
+TILES(ask8_1x3, 8, 1, 3, 0, 1, 3 * LANES, apart)
+TILES(ask8_4x1, 8, 4, 1, 0, 1, LANES, apart)
+TILES(grad_1x1, 0, 1, 1, 0, LANES, apart, LANES)
+TILES(grad_2x1, 0, 2, 1, 0, LANES, apart, LANES)
+TILES(grad_3x1, 0, 3, 1, 0, LANES, apart, LANES)
+TILES(grad_4x1, 0, 4, 1, 0, LANES, apart, LANES)
+TILE(tile_8x1, 1, 0, 8, 1, 0, 1, LANES, apart)
+TILE(tile_2x2, 1, 0, 2, 2, 0, 1, 2 * LANES, apart)
+TILE(tile_2x3, 1, 0, 2, 3, 0, 1, 3 * LANES, apart)
+TILE(tile_2x4, 1, 0, 2, 4, 0, 1, 4 * LANES, apart)
+TILE(tile_4x4, 1, 0, 4, 4, 0, 1, 4 * LANES, apart)
+TILE(tile_4x3, 1, 0, 4, 3, 0, 1, 3 * LANES, apart)
+TILE(tile_4x2, 1, 0, 4, 2, 0, 1, 2 * LANES, apart)
 
 /* A shape of tile: how many panels at once, the most rows, and the functions for each number of rows; the same asking ahead
  * as one of 2, 4 or 8 tiles at least, or NULL. */
@@ -141,14 +163,15 @@ typedef struct shape {
 
 #define MOST_ROWS(vectors) (ACCUMULATORS / (vectors) < 8 ? ACCUMULATORS / (vectors) : 8)
 
-/* The shape for `rows` rows and `panels` panels of `vecs` vectors. */
-INLINE shape shape_of(int vecs, int64_t rows, int64_t panels) {
+/* The shape for `rows` rows and `panels` panels of `vecs` vectors, with as many sums, or one more. */
+INLINE shape shape_of(int vecs, int offset, int64_t rows, int64_t panels) {
     static const tile_fn *const single[5] = {NULL, tile_1x1, tile_1x2, tile_1x3, tile_1x4};
     static const tile_fn *const asking[5][3] = {
         {NULL}, {ask2_4x1, ask4_4x1, ask8_4x1}, {NULL}, {ask2_1x3, ask4_1x3, ask8_1x3}, {ask2_1x4, ask4_1x4, ask8_1x4}};
     static const tile_fn *const several[5] = {NULL, tile_1x1, tile_2x1, tile_3x1, tile_4x1};
     static const tile_fn two[5][2] = {{0}, {0}, {0, tile_2x2_1}, {0, tile_2x3_1}, {0, tile_2x4_1}};
     static const tile_fn four[5][2] = {{0}, {0}, {0, tile_4x2_1}, {0, tile_4x3_1}, {0, tile_4x4_1}};
+    if (offset) return (shape){1, MOST_ROWS(4), tile_gru, NULL};
     if (vecs == 1) {
         static const tile_fn eight[2] = {0, tile_8x1_1};
         if (rows == 1 && panels >= 8 && ACCUMULATORS == 12) return (shape){8, 1, eight, NULL};

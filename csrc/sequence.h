@@ -84,8 +84,7 @@ INLINE int lanes_left(int64_t n, int64_t u) { return n - u < LANES ? (int)(n - u
 #define TILES_AT_ONCE (VEC_BYTES == 32 ? 4 : 1)
 #endif
 
-/* A thread's scratch memory: some tiles' outcome, row pointers of a chunk, rows stacked for a step, and operands packed for weight
- * gradients. */
+/* A thread's scratch memory: some tiles' outcome, row pointers of a chunk, and operands packed for weight gradients. */
 enum {
     GRAD_ROWS = 512,
     GRAD_VECS = ACCUMULATORS == 12 ? 3 : 4, /* of a tile's columns: then its most rows go into LANES, or nearly */
@@ -99,7 +98,6 @@ typedef struct scratch {
     frnn_own *own;
     real *z;            /* [TILE_VECS * LANES] */
     real *left, *right; /* [GRAD_ROWS, LANES], [GRAD_ROWS, GRAD_COLUMNS] */
-    real *stack;        /* [B, stack_width()] */
     const real **from;  /* [row_pointers()] */
     real **to;
 } scratch;
@@ -197,6 +195,9 @@ INLINE void step_back(step *k) {
     if (k->dh) k->dh -= rows * w->Pp;
     k->y_row += k->reverse ? run->B : -run->B;
 }
+
+/* The row of the layer's input that row r reads. */
+INLINE const real *step_input(const step *k, int64_t r) { return input_row(k->run, k->lane, k->reverse, k->s, r); }
 
 /* The row of y, and of its gradient, that row r writes. */
 INLINE int64_t output_row(const step *k, int64_t r) {

@@ -10,9 +10,10 @@
  * steps. */
 enum { CHUNK_BYTES = 192 * 1024, CHUNK_LEAST = 48, CHUNK_MOST = 1024, CHUNK_FAR = 512 };
 
-/* The fewest rows that a thread has of a step that takes inputs and states side by side: enough to fill tiles, as the input's
- * product by itself would with the rows of several steps. */
-enum { STACK_ROWS = 4 };
+/* The fewest rows that a thread has of a step that makes the input's product with its own: enough to fill tiles, as that by itself
+ * would with the rows of several steps. Layers of up to so many inputs and states gain by it from fewer on: of a tile so small, to
+ * start and end is more. */
+enum { JOINT_ROWS = 16, JOINT_ROWS_SMALL = 4, JOINT_SMALL = 64 };
 
 /* ---- trials ------------------------------------------------------------------------------------------------------ */
 
@@ -179,12 +180,16 @@ static int64_t thread_rows(const frnn_run *run) {
     return run->T ? run->rows / run->T / sharers : 0;
 }
 
+static int64_t joint_rows(const frnn_weights *w) {
+    return w->spec.input_size <= JOINT_SMALL && w->P <= JOINT_SMALL ? JOINT_ROWS_SMALL : JOINT_ROWS;
+}
+
 frnn_trial *frnn_share(frnn_run *run, frnn_trial trials[3]) {
     run->l2 = frnn_this_machine()->l2;
     choose_chunk(run);
     frnn_trial *const doubt = choose_threads(run, trials);
     const int sharers = frnn_layered(run) ? run->size : run->by_panel ? run->size / run->groups : 1;
     run->fills = bytes_in_turn(run->weights) >= (double)(run->l2 * sharers);
-    run->stacked = !run->grads && run->weights->stackable && thread_rows(run) >= STACK_ROWS;
+    run->joint = !run->grads && run->weights->joinable && thread_rows(run) >= joint_rows(run->weights);
     return doubt;
 }

@@ -68,6 +68,17 @@ INLINE vec v_load(const real *p) { return *(const vec_unaligned *)p; }
 INLINE void v_store(real *p, vec a) { *(vec_unaligned *)p = a; }
 
 /* The first n lanes only, 0 <= n <= LANES; the others load as zero. */
+#if defined(FRNN_ISA_AVX512) && !defined(__SANITIZE_ADDRESS__) /* which does not look at masks */
+#define V_MASK(n) ((PER_TYPE(__mmask16, __mmask8))((1u << (n)) - 1))
+INLINE vec v_load_n(const real *p, int n) {
+    if (n == LANES) return v_load(p);
+    return V_OP(maskz_loadu)(V_MASK(n), p);
+}
+INLINE void v_store_n(real *p, vec a, int n) {
+    if (n == LANES) v_store(p, a);
+    else V_OP(mask_storeu)(p, V_MASK(n), a);
+}
+#else
 INLINE vec v_load_n(const real *p, int n) {
     if (n == LANES) return v_load(p);
     vec a = {0};
@@ -78,6 +89,7 @@ INLINE void v_store_n(real *p, vec a, int n) {
     if (n == LANES) v_store(p, a);
     else memcpy(p, &a, (size_t)n * sizeof(real));
 }
+#endif
 
 /* Ask for n reals, which are then on their way to a cache. */
 enum { CACHE_LINE = 64 / (int)sizeof(real) };

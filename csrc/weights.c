@@ -7,8 +7,10 @@
 #include "cost.h"
 #include "machine.h"
 
-/* The most inputs and states that a step takes side by side, of each direction below in a stack. */
-enum { STACK_MOST = 64 };
+/* The most inputs and states that a step takes in one product; of a GRU, whose tiles are then lower by a row in four, with vectors of
+ * 64 bytes and with shorter ones. */
+enum { JOINT_MOST = 512 };
+static const int JOINT_MOST_GRU[] = {64, 16};
 
 static int within(int value, int most) { return value >= 0 && value <= most; }
 
@@ -36,30 +38,31 @@ static void *take_panels(arena *a, const frnn_weights *w, int64_t units, int64_t
 }
 
 /* Whether a step may take the input's product with its own: a tile then starts and ends once instead of twice, and no sums go
- * by way of the gates. An LSTM's layer where that is much of a tile; an RNN's would lose more by rows stacked up for it. */
-static int is_stackable(const frnn_weights *w) {
+ * by way of the gates. */
+static int is_joinable(const frnn_weights *w) {
     const frnn_spec *s = &w->spec;
-    return s->kind == FRNN_KIND_LSTM && s->peephole != FRNN_PEEPHOLE_CELL && s->input_size <= STACK_MOST && w->P <= STACK_MOST;
+    const int gru = s->kind == FRNN_KIND_GRU, most = gru ? JOINT_MOST_GRU[narrow(w->lanes, s->real_size)] : JOINT_MOST;
+    return s->peephole != FRNN_PEEPHOLE_CELL && !(gru && s->reset == FRNN_RESET_BEFORE) && s->input_size <= most && w->P <= most;
 }
 
 /* The transposes, which only backward reads, come last: a plan that never trains does not touch their pages. */
 static void lay_out_weights(frnn_weights *w, arena *a) {
     const frnn_spec *s = &w->spec;
     const int before = s->kind == FRNN_KIND_GRU && s->reset == FRNN_RESET_BEFORE;
-    const int after = s->kind == FRNN_KIND_GRU && !before, stacked = w->stackable;
+    const int after = s->kind == FRNN_KIND_GRU && !before, joint = w->joinable;
     const int64_t tracks = s->num_layers * s->num_directions;
     for (int64_t k = 0; k < tracks; k++) {
         frnn_track *t = &w->tracks[k];
         t->I = k < s->num_directions ? s->input_size : s->num_directions * w->P;
         const int64_t x_panel = t->I * w->gates * w->lanes, h_panel = w->P * w->h_vecs * w->lanes;
-        t->wx_panel = stacked ? x_panel + h_panel : x_panel;
-        t->wh_panel = stacked ? x_panel + h_panel : h_panel;
-        t->wx = take_panels(a, w, w->H, stacked ? t->I + w->P : t->I, w->gates);
-        t->wh = !stacked ? take_panels(a, w, w->H, w->P, w->h_vecs) : t->wx ? (char *)t->wx + x_panel * s->real_size : NULL;
+        t->wx_panel = joint ? x_panel + h_panel : x_panel;
+        t->wh_panel = joint ? x_panel + h_panel : h_panel;
+        t->wx = take_panels(a, w, w->H, joint ? t->I + w->P : t->I, w->gates);
+        t->wh = !joint ? take_panels(a, w, w->H, w->P, w->h_vecs) : t->wx ? (char *)t->wx + x_panel * s->real_size : NULL;
         t->wn = before ? take_panels(a, w, w->H, w->H, 1) : NULL;
         t->wr = s->proj_size ? take_panels(a, w, w->P, w->H, 1) : NULL;
-        t->bx = take_panels(a, w, w->H, 1, w->gates);
-        t->bq = after ? take_panels(a, w, w->H, 1, 1) : NULL;
+        t->bx = take_panels(a, w, w->H, 1, w->gates + after);
+        t->bq = after && t->bx ? (char *)t->bx + w->gates * w->Hp * s->real_size : NULL;
         t->eye = s->peephole == FRNN_PEEPHOLE_DIAGONAL ? take_panels(a, w, w->H, 1, w->gates - 1) : NULL;
     }
     for (int64_t k = 0; k < tracks; k++) {
@@ -91,7 +94,7 @@ int frnn_weights_new(const frnn_spec *spec, const char *isa, frnn_weights **out)
     w->gates = rnn ? 1 : gru || spec->forget != FRNN_FORGET_GATE ? 3 : 4;
     w->planes = gru ? 4 : w->gates;
     w->h_plane = gru ? PLANE_R : 0;
-    w->stackable = is_stackable(w);
+    w->joinable = is_joinable(w);
     w->h_vecs = gru && spec->reset == FRNN_RESET_BEFORE ? 2 : w->gates;
     static const int standard[3][3] = {{FRNN_TANH}, {FRNN_SIGMOID, FRNN_TANH, FRNN_TANH}, {FRNN_SIGMOID, FRNN_TANH}};
     w->plain = !spec->clip && !spec->forget && !spec->peephole;
