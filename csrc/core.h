@@ -52,7 +52,7 @@ struct frnn_weights {
     int h_plane; /* the first plane that the recurrent product feeds */
     int h_vecs;  /* the planes it feeds */
     int plain;   /* the standard activations and no clip */
-    int joinable; /* whether a step may take the input's product with its own */
+    int joinable; /* whether a step may make the input's product with its own: the same gates see x and h */
     int packed, packed_backward;
     frnn_act act[3];
     frnn_track *tracks; /* [L*D] */

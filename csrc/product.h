@@ -45,30 +45,31 @@ typedef struct terms {
     const struct terms *then;
 } terms;
 
-/* A term of all sums, of which a row has `sums`: a[m][k] w[q][v]. A tile of rows loads its vectors once; but one may be an operand
- * in memory, which takes an instruction less, if they are `packed`, so that none lies across two lines, and that leaves the loads
- * fewer than the multiply-adds. At one row all are. */
-INLINE void add_term(const int rows, const int packed, const int panels, const int vecs, const int sums, const real *const *row, int64_t k,
-                     const real *w, int64_t panel, vec *sum) {
+/* A term of all sums, of which a row has `planes` for each panel: a[m][k] w[q][v]. A tile of rows loads its vectors once; but one may
+ * be an operand in memory, which takes an instruction less, if they are `packed`, so that none lies across two lines, and that
+ * leaves the loads fewer than the multiply-adds. At one row all are. */
+INLINE void add_term(const int rows, const int packed, const int panels, const int vecs, const int planes, const real *const *row,
+                     int64_t k, const real *w, int64_t panel, vec *sum) {
     const int loaded = panels * vecs, in_memory = packed && loaded - 1 + 2 * rows < rows * loaded;
     const int held = rows == 1 ? 0 : loaded - in_memory;
     vec f[16];
     UNROLL for (int j = 0; j < held; j++) f[j] = v_load(w + j / vecs * panel + j % vecs * LANES);
-    UNROLL for (int m = 0; m < rows; m++) {
+    UNROLL for (int m = 0; m < rows; m++, sum += panels * planes) {
         if (held == 1 && loaded == 1) {
-            v_add_scaled(&sum[m * sums], row[m] + k, f[0]);
+            v_add_scaled(sum, row[m] + k, f[0]);
             continue;
         }
         const vec b = v_set1(row[m][k]);
         UNROLL for (int j = 0; j < loaded; j++) {
-            if (j < held) v_add_product(&sum[m * sums + j], b, f[j]);
-            else v_add_product_at(&sum[m * sums + j], b, w + j / vecs * panel + j % vecs * LANES);
+            const int to = j / vecs * planes + j % vecs;
+            if (j < held) v_add_product(&sum[to], b, f[j]);
+            else v_add_product_at(&sum[to], b, w + j / vecs * panel + j % vecs * LANES);
         }
     }
 }
 
 /* The terms of one source: where its weights end. */
-INLINE const real *add_terms(const int rows, const int asking, const int panels, const int vecs, const int sums, const int64_t step,
+INLINE const real *add_terms(const int rows, const int asking, const int panels, const int vecs, const int planes, const int64_t step,
                              const terms *a, const real *w, int64_t line, int64_t panel, const ahead *next, const char **ask, vec *sum) {
     const int packed = step == 1; /* else weight gradients' operands, which may be a caller's rows */
     const real *row[8];
@@ -79,19 +80,19 @@ INLINE const real *add_terms(const int rows, const int asking, const int panels,
             UNROLL for (int i = 0; i < lines_asked(panels * vecs, asking); i++) __builtin_prefetch(*ask + i * next->apart, 0, 2);
             *ask += next->pace;
         }
-        UNROLL for (int i = 0; i < TERMS; i++) add_term(rows, packed, panels, vecs, sums, row, (k + i) * step, w + i * line, panel, sum);
+        UNROLL for (int i = 0; i < TERMS; i++) add_term(rows, packed, panels, vecs, planes, row, (k + i) * step, w + i * line, panel, sum);
     }
-    for (; k < a->K; k++, w += line) add_term(rows, packed, panels, vecs, sums, row, k * step, w, panel, sum);
+    for (; k < a->K; k++, w += line) add_term(rows, packed, panels, vecs, planes, row, k * step, w, panel, sum);
     return w;
 }
 
 /* out[m][q][v] = in[m][q][v] + sum_k a[m][k * step] w[q][k][v], where the vectors v of one k stand side by side, those of
  * the next k `line` reals behind, those of the next q `panel`. asking: 0, or by how many tiles the next panel is asked for.
- * offset: 0, or 1 where there is one more vector of sums than of weights, and the second source's add to the sums from the second
+ * offset: 0, or 1 where a panel has one more vector of sums than of weights, and the second source's add to those from the second
  * on: a GRU's input feeds n r z, its state r z q. */
 INLINE void tile(const int rows, const int asking, const int panels, const int vecs, const int offset, const int64_t step, const terms *a,
                  const real *w, int64_t line, int64_t panel, const edge *in, const edge *out) {
-    const int sums = panels * vecs + offset, planes = vecs + offset;
+    const int planes = vecs + offset, sums = panels * planes;
     vec sum[32];
     const char *ask = asking ? in->next->at : NULL;
     UNROLL for (int m = 0; m < rows; m++)
@@ -99,10 +100,10 @@ INLINE void tile(const int rows, const int asking, const int panels, const int v
             UNROLL for (int v = 0; v < planes; v++)
                 sum[m * sums + q * planes + v] = v_load(in->row[m] + in->at + v * in->plane + q * LANES);
     if (offset) {
-        w = add_terms(rows, asking, panels, vecs, sums, step, a, w, line, panel, in->next, &ask, sum);
-        add_terms(rows, asking, panels, vecs, sums, step, a->then, w, line, panel, in->next, &ask, sum + offset);
+        w = add_terms(rows, asking, panels, vecs, planes, step, a, w, line, panel, in->next, &ask, sum);
+        add_terms(rows, asking, panels, vecs, planes, step, a->then, w, line, panel, in->next, &ask, sum + offset);
     } else {
-        do w = add_terms(rows, asking, panels, vecs, sums, step, a, w, line, panel, in->next, &ask, sum);
+        do w = add_terms(rows, asking, panels, vecs, planes, step, a, w, line, panel, in->next, &ask, sum);
         while ((a = a->then));
     }
     UNROLL for (int m = 0; m < rows; m++)
@@ -117,7 +118,7 @@ typedef void (*tile_fn)(const terms *a, const real *w, int64_t apart, const edge
 /* One function for each number of rows; those whose sums would not fit the registers are empty, and never asked for. */
 #define TILE(name, rows, asking, panels, vecs, offset, step, line, panel)                                      \
     static void name##_##rows(const terms *a, const real *w, int64_t apart, const edge *in, const edge *out) { \
-        if ((rows) * ((panels) * (vecs) + (offset)) <= ACCUMULATORS || (rows) == 1)                            \
+        if ((rows) * (panels) * ((vecs) + (offset)) <= ACCUMULATORS || (rows) == 1)                            \
             tile(rows, asking, panels, vecs, offset, step, a, w, line, panel, in, out);                        \
     }
 #define TILES(name, ...)                                                                                       \
@@ -129,7 +130,7 @@ TILES(tile_1x4, 0, 1, 4, 0, 1, 4 * LANES, apart)
 TILES(tile_1x3, 0, 1, 3, 0, 1, 3 * LANES, apart)
 TILES(tile_1x2, 0, 1, 2, 0, 1, 2 * LANES, apart)
 TILES(tile_1x1, 0, 1, 1, 0, 1, LANES, apart)
-TILES(tile_gru, 0, 1, 3, 1, 1, 3 * LANES, apart)
+TILES(gru_1x3, 0, 1, 3, 1, 1, 3 * LANES, apart)
 TILES(tile_2x1, 0, 2, 1, 0, 1, LANES, apart)
 TILES(tile_3x1, 0, 3, 1, 0, 1, LANES, apart)
 TILES(tile_4x1, 0, 4, 1, 0, 1, LANES, apart)
@@ -150,6 +151,8 @@ TILE(tile_8x1, 1, 0, 8, 1, 0, 1, LANES, apart)
 TILE(tile_2x2, 1, 0, 2, 2, 0, 1, 2 * LANES, apart)
 TILE(tile_2x3, 1, 0, 2, 3, 0, 1, 3 * LANES, apart)
 TILE(tile_2x4, 1, 0, 2, 4, 0, 1, 4 * LANES, apart)
+TILE(gru_2x3, 1, 0, 2, 3, 1, 1, 3 * LANES, apart)
+TILE(gru_4x3, 1, 0, 4, 3, 1, 1, 3 * LANES, apart)
 TILE(tile_4x4, 1, 0, 4, 4, 0, 1, 4 * LANES, apart)
 TILE(tile_4x3, 1, 0, 4, 3, 0, 1, 3 * LANES, apart)
 TILE(tile_4x2, 1, 0, 4, 2, 0, 1, 2 * LANES, apart)
@@ -171,7 +174,12 @@ INLINE shape shape_of(int vecs, int offset, int64_t rows, int64_t panels) {
     static const tile_fn *const several[5] = {NULL, tile_1x1, tile_2x1, tile_3x1, tile_4x1};
     static const tile_fn two[5][2] = {{0}, {0}, {0, tile_2x2_1}, {0, tile_2x3_1}, {0, tile_2x4_1}};
     static const tile_fn four[5][2] = {{0}, {0}, {0, tile_4x2_1}, {0, tile_4x3_1}, {0, tile_4x4_1}};
-    if (offset) return (shape){1, MOST_ROWS(4), tile_gru, NULL};
+    if (offset) {
+        static const tile_fn two_of_gru[2] = {0, gru_2x3_1}, four_of_gru[2] = {0, gru_4x3_1};
+        if (rows == 1 && panels >= 4 && ACCUMULATORS >= 16) return (shape){4, 1, four_of_gru, NULL};
+        if (rows == 1 && panels >= 2) return (shape){2, 1, two_of_gru, NULL};
+        return (shape){1, MOST_ROWS(vecs + 1), gru_1x3, NULL};
+    }
     if (vecs == 1) {
         static const tile_fn eight[2] = {0, tile_8x1_1};
         if (rows == 1 && panels >= 8 && ACCUMULATORS == 12) return (shape){8, 1, eight, NULL};

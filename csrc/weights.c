@@ -7,11 +7,6 @@
 #include "cost.h"
 #include "machine.h"
 
-/* The most inputs and states that a step takes in one product; of a GRU, whose tiles are then lower by a row in four, with vectors of
- * 64 bytes and with shorter ones. */
-enum { JOINT_MOST = 512 };
-static const int JOINT_MOST_GRU[] = {64, 16};
-
 static int within(int value, int most) { return value >= 0 && value <= most; }
 
 static int check_spec(const frnn_spec *s) {
@@ -35,14 +30,6 @@ static int check_spec(const frnn_spec *s) {
 static void *take_panels(arena *a, const frnn_weights *w, int64_t units, int64_t depth, int vecs) {
     const int64_t padded = (units + w->lanes - 1) / w->lanes * w->lanes;
     return take(a, padded, multiply(a, (size_t)depth, (size_t)vecs * (size_t)w->spec.real_size));
-}
-
-/* Whether a step may take the input's product with its own: a tile then starts and ends once instead of twice, and no sums go
- * by way of the gates. */
-static int is_joinable(const frnn_weights *w) {
-    const frnn_spec *s = &w->spec;
-    const int gru = s->kind == FRNN_KIND_GRU, most = gru ? JOINT_MOST_GRU[narrow(w->lanes, s->real_size)] : JOINT_MOST;
-    return s->peephole != FRNN_PEEPHOLE_CELL && !(gru && s->reset == FRNN_RESET_BEFORE) && s->input_size <= most && w->P <= most;
 }
 
 /* The transposes, which only backward reads, come last: a plan that never trains does not touch their pages. */
@@ -94,7 +81,7 @@ int frnn_weights_new(const frnn_spec *spec, const char *isa, frnn_weights **out)
     w->gates = rnn ? 1 : gru || spec->forget != FRNN_FORGET_GATE ? 3 : 4;
     w->planes = gru ? 4 : w->gates;
     w->h_plane = gru ? PLANE_R : 0;
-    w->joinable = is_joinable(w);
+    w->joinable = spec->peephole != FRNN_PEEPHOLE_CELL && !(gru && spec->reset == FRNN_RESET_BEFORE);
     w->h_vecs = gru && spec->reset == FRNN_RESET_BEFORE ? 2 : w->gates;
     static const int standard[3][3] = {{FRNN_TANH}, {FRNN_SIGMOID, FRNN_TANH, FRNN_TANH}, {FRNN_SIGMOID, FRNN_TANH}};
     w->plain = !spec->clip && !spec->forget && !spec->peephole;
