@@ -131,8 +131,32 @@ INLINE int64_t swept_after(int down, int64_t p, int panels, int64_t p0, int64_t 
     return after < p0 ? p0 : least(after, p1 - panels);
 }
 
+static const real zeros[TILE_VECS * LANES];
+
+/* A product of one row: a tile for each so many panels. */
+static void run_row(const step *k, const share *me, const scratch *mine, const product *job, int64_t r) {
+    int64_t p0, p1;
+    share_panels(me, job->units / LANES, &p0, &p1);
+    const real *a = job->from + r * job->from_ld, *x = job->with_input ? step_input(k, r) : NULL;
+    const terms own = {&a, 0, job->K, NULL}, input = {&x, 0, k->lane->w->I, &own};
+    real *in = (real *)(job->in ? job->in + r * job->in_ld : zeros), *out = mine->z;
+    const int down = sweeps_down(mine, k->s);
+    for (int64_t left = p1 - p0; left > 0;) {
+        const shape form = shape_of(job->vecs, job->offset, 1, left);
+        const int64_t p = down ? p0 + left - form.panels : p1 - left;
+        const edge start_at = {&in, job->in ? p * LANES : 0, job->in ? job->in_plane : 0}, end_at = {&out, 0, form.panels * LANES};
+        if (job->fetch) fetch_step(k, r, 1, p, form.panels);
+        form.fn[1](job->with_input ? &input : &own, job->w + p * job->panel, job->panel, &start_at, &end_at);
+        job->then(k, r, 1, p, form.panels, mine->z);
+        left -= form.panels;
+    }
+}
+
 static void run_product(const step *k, const share *me, const scratch *mine, const product *job, int64_t r0, int64_t r1) {
-    static const real zeros[TILE_VECS * LANES];
+    if (r1 - r0 == 1) {
+        run_row(k, me, mine, job, r0);
+        return;
+    }
     int64_t p0, p1;
     share_panels(me, job->units / LANES, &p0, &p1);
     const int64_t in_ld = job->in ? job->in_ld : 0;
