@@ -49,9 +49,14 @@ TECHNIQUES = (
         ("share.c", "run->chunk = B && rows > B ? rows / B : 1;", "run->chunk = 1;"),
     ),
     technique(
-        "a small LSTM's input and state in one product",
-        "lstm-inference-h16-b32 lstm-inference-h64-b32 lstm-training-h64-b8",
-        ("share.c", "run->stacked = !run->grads &&", "run->stacked = 0 &&"),
+        "input and state in one product, where a step has rows enough",
+        "lstm-inference-h16-b32 gru-inference-h16-b8 rnn-inference-h16-b32 lstm-inference-h128-b128 lstm-step-h64-b1",
+        ("share.c", "run->joint = is_joint(run);", "run->joint = 0;"),
+    ),
+    technique(
+        "a row alone by a function of its own",
+        "lstm-inference-h16-b1 gru-inference-h16-b1 rnn-inference-h16-b1 lstm-training-h16-b1",
+        ("kernels.h", "if (r1 - r0 == 1) {", "if (0) {"),
     ),
     technique(
         "several panels at a time for a single row",

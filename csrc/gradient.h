@@ -263,7 +263,6 @@ static void input_grad(const frnn_run *run, const scratch *mine, int64_t k, real
     const int64_t I = lane->w->I, panels = (I + LANES - 1) / LANES, depth = w->gates * w->Hp, ld = w->planes * w->Hp;
     const int64_t low = n0 + (n1 - n0) * rank / size, high = n0 + (n1 - n0) * (rank + 1) / size;
     const int direct = !reverse && I % LANES == 0, even = direct && !run->perm; /* a tile may write to dx itself; in order */
-    static const real zeros[TILE_VECS * LANES];
     for (int64_t p = 0; p < panels;) {
         const shape form = shape_of(1, 0, high - low, panels - p);
         const int64_t width = form.panels * LANES;

@@ -131,9 +131,7 @@ INLINE int64_t swept_after(int down, int64_t p, int panels, int64_t p0, int64_t 
     return after < p0 ? p0 : least(after, p1 - panels);
 }
 
-static const real zeros[TILE_VECS * LANES];
-
-/* A product of one row: a tile for each so many panels. */
+/* A product of one row, which is short of all that the rows of a tile, and tiles, need: a step's chain waits for it. */
 static void run_row(const step *k, const share *me, const scratch *mine, const product *job, int64_t r) {
     int64_t p0, p1;
     share_panels(me, job->units / LANES, &p0, &p1);
@@ -143,8 +141,8 @@ static void run_row(const step *k, const share *me, const scratch *mine, const p
     const int down = sweeps_down(mine, k->s);
     for (int64_t left = p1 - p0; left > 0;) {
         const shape form = shape_of(job->vecs, job->offset, 1, left);
-        const int64_t p = down ? p0 + left - form.panels : p1 - left;
-        const edge start_at = {&in, job->in ? p * LANES : 0, job->in ? job->in_plane : 0}, end_at = {&out, 0, form.panels * LANES};
+        const int64_t p = down ? p0 + left - form.panels : p1 - left, u = p * LANES;
+        const edge start_at = {&in, job->in ? u : 0, job->in ? job->in_plane : 0}, end_at = {&out, 0, form.panels * LANES};
         if (job->fetch) fetch_step(k, r, 1, p, form.panels);
         form.fn[1](job->with_input ? &input : &own, job->w + p * job->panel, job->panel, &start_at, &end_at);
         job->then(k, r, 1, p, form.panels, mine->z);
@@ -159,14 +157,14 @@ static void run_product(const step *k, const share *me, const scratch *mine, con
     }
     int64_t p0, p1;
     share_panels(me, job->units / LANES, &p0, &p1);
-    const int64_t in_ld = job->in ? job->in_ld : 0;
+    const int64_t in_ld = job->in ? job->in_ld : 0, x_ld = k->lane->x_ld;
+    const int scattered = job->with_input && input_scattered(k->run, k->lane), even = job->with_input && !scattered;
     /* The rows of the first tile; where a later one's stand, the tile is told by how far behind. */
-    const real *const start = job->in ? job->in : zeros, *a[8], *x[8];
+    const real *const start = job->in ? job->in : zeros, *const first_x = even ? step_input(k, 0) : NULL, *a[8], *x[8];
     real *in[8], *out[8];
     for (int m = 0; m < 8 && m < r1 - r0; m++) a[m] = job->from + m * job->from_ld, in[m] = (real *)start + m * in_ld;
+    for (int m = 0; even && m < 8 && m < r1 - r0; m++) x[m] = first_x + m * x_ld;
     terms own = {a, 0, job->K, NULL}, input = {x, 0, job->with_input ? k->lane->w->I : 0, &own};
-    const int in_order = job->with_input && !input_scattered(k->run, k->lane);
-    for (int m = 0; in_order && m < 8 && m < r1 - r0; m++) x[m] = step_input(k, m);
     const int down = sweeps_down(mine, k->s);
     const int far = weights_far(k->run, job->units / LANES, p1 - p0, job->panel);
     for (int64_t left = r0 < r1 ? p1 - p0 : 0; left > 0;) {
@@ -186,8 +184,8 @@ static void run_product(const step *k, const share *me, const scratch *mine, con
                 start_at.at = job->in ? r * in_ld + p * LANES : 0;
                 end_at.at = (r - done) * width;
                 own.at = r * job->from_ld;
-                if (in_order) input.at = r * k->lane->x_ld;
-                for (int m = 0; job->with_input && !in_order && m < rows; m++) x[m] = step_input(k, r + m);
+                input.at = even ? r * x_ld : 0;
+                for (int m = 0; scattered && m < rows; m++) x[m] = step_input(k, r + m);
                 if (job->fetch) fetch_step(k, r, rows, p, form.panels);
                 tile_of(&form, &ask, rows)(job->with_input ? &input : &own, job->w + p * job->panel, job->panel, &start_at, &end_at);
                 r += rows;

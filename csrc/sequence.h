@@ -94,6 +94,7 @@ enum {
     ROWS_AT_ONCE = TILES_AT_ONCE * 8,
     TILE_VECS = TILES_AT_ONCE == 1 ? 32 : TILES_AT_ONCE * ACCUMULATORS
 };
+static const real zeros[TILE_VECS * LANES]; /* where a tile's sums start that start from nothing */
 typedef struct scratch {
     frnn_own *own;
     real *z;            /* [TILE_VECS * LANES] */

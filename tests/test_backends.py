@@ -220,6 +220,7 @@ THREADED = {
     "panels": (300, 1, 3, 200, 1, 1),
     "panels of two layers": (60, 2, 160, 161, 2, 1),
     "rows": (40, 31, 65, 66, 2, 1),
+    "rows of small layers": (600, 20, 16, 16, 1, 1),
     "directions": (40, 3, 50, 130, 2, 2),
     "layers": (600, 2, 37, 68, 4, 1),
 }
