@@ -151,8 +151,8 @@ static void run_row(const step *k, const share *me, const scratch *mine, const p
 }
 
 static void run_product(const step *k, const share *me, const scratch *mine, const product *job, int64_t r0, int64_t r1) {
-    if (r1 - r0 == 1) {
-        run_row(k, me, mine, job, r0);
+    if (r1 - r0 <= 1) {
+        if (r0 < r1) run_row(k, me, mine, job, r0);
         return;
     }
     int64_t p0, p1;
@@ -167,7 +167,7 @@ static void run_product(const step *k, const share *me, const scratch *mine, con
     terms own = {a, 0, job->K, NULL}, input = {x, 0, job->with_input ? k->lane->w->I : 0, &own};
     const int down = sweeps_down(mine, k->s);
     const int far = weights_far(k->run, job->units / LANES, p1 - p0, job->panel);
-    for (int64_t left = r0 < r1 ? p1 - p0 : 0; left > 0;) {
+    for (int64_t left = p1 - p0; left > 0;) {
         const shape form = shape_of(job->vecs, job->offset, r1 - r0, left);
         const int64_t p = down ? p0 + left - form.panels : p1 - left, width = form.panels * (job->vecs + job->offset) * LANES;
         for (int m = 0; m < form.most && m < r1 - r0; m++) out[m] = mine->z + m * width;
