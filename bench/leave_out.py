@@ -64,6 +64,11 @@ TECHNIQUES = (
         ("product.h", "if (rows == 1 && panels >= 2) {", "if (0) {"),
     ),
     technique(
+        "so few panels of a single row that L1 keeps them",
+        "lstm-inference-h64-b1 gru-inference-h128-b1 lstm-training-h64-b1 gru-step-h64-b1",
+        ("kernels.h", "if (run->B == 1 && gates.vecs > 1)", "if (0)"),
+    ),
+    technique(
         "tiles as tall as the registers allow",
         "lstm-inference-h256-b32 lstm-training-h256-b32 gru-inference-h128-b128",
         (

@@ -96,7 +96,7 @@ typedef struct frnn_run {
     int64_t chunk;       /* steps whose input product is made at once; that groups of layers hand over at once */
     int64_t most_rows;   /* chunk * B */
     int64_t between;     /* steps that a chunked buffer between layers holds: whole chunks */
-    int64_t l2;          /* bytes of a core's own cache */
+    int64_t l1, l2;      /* bytes of a core's own caches */
     int fills;           /* whether a thread's weights fill that: a call's sweeps then go on where the last call's ended */
     int joint;           /* whether a step makes the input's product with its own; else that comes first, by chunks */
     int size, groups;    /* threads, and groups of them: 2 for two directions, or each some of the layers */

@@ -114,6 +114,7 @@ typedef struct product {
     const real *w;
     int64_t panel;
     int vecs, offset; /* see tile */
+    int64_t at_once;  /* the most panels that a single row takes at once, or 0: any number */
     int64_t units;
     const real *in;
     int64_t in_ld, in_plane;
@@ -131,6 +132,16 @@ INLINE int64_t swept_after(int down, int64_t p, int panels, int64_t p0, int64_t 
     return after < p0 ? p0 : least(after, p1 - panels);
 }
 
+/* How many panels, of depth terms, a single row had better take at once: where a thread's are more than L1 holds, so few that it
+ * holds those, which the next sweep begins with; where it does not hold one, or all, any number. */
+static int64_t panels_at_once(const frnn_run *run, const share *me, const product *job, int64_t depth) {
+    int64_t p0, p1;
+    share_panels(me, job->units / LANES, &p0, &p1);
+    const int64_t panel = depth * job->vecs * VEC_BYTES, most = run->l1 / 4 * 3; /* the rest is for rows and what is stored */
+    if (panel > run->l1 || (p1 - p0) * panel <= most) return 0;
+    return 4 * panel <= most ? 4 : 2 * panel <= most ? 2 : 1;
+}
+
 /* A product of one row, which is short of all that the rows of a tile, and tiles, need: a step's chain waits for it. */
 static void run_row(const step *k, const share *me, const scratch *mine, const product *job, int64_t r) {
     int64_t p0, p1;
@@ -140,7 +151,7 @@ static void run_row(const step *k, const share *me, const scratch *mine, const p
     real *in = (real *)(job->in ? job->in + r * job->in_ld : zeros), *out = mine->z;
     const int down = sweeps_down(mine, k->s);
     for (int64_t left = p1 - p0; left > 0;) {
-        const shape form = shape_of(job->vecs, job->offset, 1, left);
+        const shape form = shape_of(job->vecs, job->offset, 1, job->at_once ? least(left, job->at_once) : left);
         const int64_t p = down ? p0 + left - form.panels : p1 - left, u = p * LANES;
         const edge start_at = {&in, job->in ? u : 0, job->in ? job->in_plane : 0}, end_at = {&out, 0, form.panels * LANES};
         if (job->fetch) fetch_step(k, r, 1, p, form.panels);
@@ -333,6 +344,8 @@ static void forward_steps(const frnn_run *run, const share *me, const scratch *m
     /* Nobody waits for the top layer's last step: of it each thread stores but its own part. */
     const int top = k >= (w->spec.num_layers - 1) * w->spec.num_directions;
     if (run->joint) gates.with_input = 1, gates.offset = gru, gates.w = t->wx, gates.in_ld = 0;
+    /* Of single vectors four are needed for the multiply-adds not to wait. */
+    if (run->B == 1 && gates.vecs > 1) gates.at_once = panels_at_once(run, me, &gates, run->joint ? t->I + w->P : w->P);
     for (int64_t s = from; s < to; s++, step_on(&at)) {
         const int64_t r1 = least(me->r1, active(run, s));
         gates.from = see_cell ? at.c_in : at.h_in;

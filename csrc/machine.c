@@ -30,6 +30,7 @@ static void look_up(void) {
     int64_t caches[3];
     frnn_cpu_caches(caches);
     machine.features = frnn_cpu_features();
+    machine.l1 = caches[0] > 0 ? caches[0] : 32 * 1024;
     machine.l2 = caches[1] > 0 ? caches[1] : 512 * 1024;
     machine.l3 = caches[2] > 0 ? caches[2] : 8 * 1024 * 1024;
 }

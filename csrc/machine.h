@@ -6,8 +6,8 @@
 #include "core.h"
 
 typedef struct frnn_machine {
-    unsigned features; /* as in cpu.h */
-    int64_t l2, l3;    /* bytes; where the system does not say, what many machines have */
+    unsigned features;  /* as in cpu.h */
+    int64_t l1, l2, l3; /* bytes; where the system does not say, what many machines have */
 } frnn_machine;
 
 const frnn_machine *frnn_this_machine(void);

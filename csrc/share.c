@@ -196,6 +196,7 @@ static int is_joint(const frnn_run *run) {
 }
 
 frnn_trial *frnn_share(frnn_run *run, frnn_trial trials[3]) {
+    run->l1 = frnn_this_machine()->l1;
     run->l2 = frnn_this_machine()->l2;
     choose_chunk(run);
     frnn_trial *const doubt = choose_threads(run, trials);
