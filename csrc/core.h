@@ -27,13 +27,13 @@ typedef struct frnn_act {
 
 typedef struct frnn_track {
     int64_t I; /* the layer's input size */
-    /* Panels [units / lanes][k][vectors][lanes]: for a vector of units, all their gates at each k. Where a step may take both as
-     * one, W_hh goes on where each panel of W_ih ends. */
+    /* Panels [units / lanes][k][vectors][lanes]: for a vector of units, all their gates at each k. Where they are
+     * joinable, W_hh goes on where each panel of W_ih ends. */
     void *wx, *wh;   /* W_ih and W_hh (GRU before: its r and z rows) */
     int64_t wx_panel, wh_panel; /* reals from one panel to the next */
     void *wn;        /* GRU before: the n rows of W_hh */
     void *wr;        /* projection */
-    void *bx, *bq;   /* biases in planes: what joins the input's product; GRU after: b_hn */
+    void *bx, *bq;   /* biases in planes: what joins the input's product; GRU after: b_hn, one plane on */
     void *eye;       /* diagonal peepholes in planes, zero where a gate has none: i f o */
     /* Transposes, for backward: panels [columns / lanes][planes * Hp][1][lanes]. */
     void *wxt, *wht, *wnt, *wrt;
@@ -52,7 +52,7 @@ struct frnn_weights {
     int h_plane; /* the first plane that the recurrent product feeds */
     int h_vecs;  /* the planes it feeds */
     int plain;   /* the standard activations and no clip */
-    int joinable; /* whether a step may make the input's product with its own: the same gates see x and h */
+    int joinable; /* whether a step may make the input's product with its own: as many gates see x as see h, and none sees c instead */
     int packed, packed_backward;
     frnn_act act[3];
     frnn_track *tracks; /* [L*D] */
@@ -97,7 +97,7 @@ typedef struct frnn_run {
     int64_t most_rows;   /* chunk * B */
     int64_t between;     /* steps that a chunked buffer between layers holds: whole chunks */
     int64_t l1, l2;      /* bytes of a core's own caches */
-    int fills;           /* whether a thread's weights fill that: a call's sweeps then go on where the last call's ended */
+    int fills;           /* whether a thread's weights fill L1: a call's sweeps then go on where the last call's ended */
     int joint;           /* whether a step makes the input's product with its own; else that comes first, by chunks */
     int size, groups;    /* threads, and groups of them: 2 for two directions, or each some of the layers */
     int by_panel;        /* how a group shares a step: by panels of units or by rows */
@@ -119,7 +119,7 @@ enum { FRNN_APART = 4096 };
 
 /* What a thread keeps from call to call, at the head of its scratch memory. */
 typedef struct frnn_own {
-    _Alignas(FRNN_CACHE_LINE) int64_t steps; /* since the plan was prepared, where weights fill a cache, or 0: see sweeps_down */
+    _Alignas(FRNN_CACHE_LINE) int64_t steps; /* since the plan was prepared, where weights fill L1, or 0: see sweeps_down */
 } frnn_own;
 
 /* What there is to pack: six pointers for each track, as in fastrnn.h. */
@@ -164,7 +164,7 @@ typedef struct frnn_scaling {
 typedef struct frnn_kernels {
     const char *name;
     int lanes;
-    size_t (*scratch_bytes)(const frnn_weights *, const frnn_run *);
+    size_t (*scratch_bytes)(const frnn_run *);
     frnn_task pack;              /* of a frnn_packing */
     frnn_task forward, backward; /* of a frnn_run */
     size_t matrix_bytes;         /* of scratch, a thread */

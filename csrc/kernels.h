@@ -21,8 +21,7 @@
 /* Rows that a thread points to: of a chunk's input product, or of a weight gradient's operand. */
 INLINE int64_t row_pointers(const frnn_run *run) { return run->grads ? GRAD_ROWS : run->most_rows; }
 
-static size_t scratch_bytes(const frnn_weights *w, const frnn_run *run) {
-    (void)w;
+static size_t scratch_bytes(const frnn_run *run) {
     const int64_t reals = TILE_VECS * LANES + (run->grads ? GRAD_ROWS * (LANES + GRAD_COLUMNS) : 0);
     return sizeof(frnn_own) + (size_t)reals * sizeof(real) + 2 * (size_t)row_pointers(run) * sizeof(void *);
 }
@@ -34,7 +33,7 @@ static scratch carve(const frnn_run *run, int rank) {
     mine.from = (const real **)(mine.z + LANES * TILE_VECS);
     mine.to = (real **)(mine.from + row_pointers(run));
     mine.left = (real *)(mine.to + row_pointers(run));
-    mine.right = mine.left + GRAD_ROWS * LANES;
+    mine.right = run->grads ? mine.left + GRAD_ROWS * LANES : NULL;
     return mine;
 }
 
@@ -105,8 +104,8 @@ static void fetch_step(const step *k, int64_t r, int rows, int64_t p, int panels
 }
 
 /* A product over rows of the batch: K terms of each of from [rows, from_ld] times panels w of `units` outputs, `panel` reals
- * apart, starting from `in` [rows, in_ld] with its vectors `in_plane` apart, or from zero. Where it takes the input with it, the
- * step's input and its weights come first. */
+ * apart, starting from `in` [rows, in_ld] with its vectors `in_plane` apart, or from zero. With the input, I terms of the step's
+ * x come before those K, and in each panel their weights before the others. */
 typedef struct product {
     const real *from;
     int64_t from_ld, K;
@@ -114,7 +113,7 @@ typedef struct product {
     const real *w;
     int64_t panel;
     int vecs, offset; /* see tile */
-    int64_t at_once;  /* the most panels that a single row takes at once, or 0: any number */
+    int64_t at_once;  /* the most panels that a row by itself takes at once, or 0: any number */
     int64_t units;
     const real *in;
     int64_t in_ld, in_plane;
@@ -132,14 +131,15 @@ INLINE int64_t swept_after(int down, int64_t p, int panels, int64_t p0, int64_t 
     return after < p0 ? p0 : least(after, p1 - panels);
 }
 
-/* How many panels, of depth terms, a single row had better take at once: where a thread's are more than L1 holds, so few that it
- * holds those, which the next sweep begins with; where it does not hold one, or all, any number. */
+/* How many panels, of depth terms, a single row had better take at once: where a thread's are more than L1 holds beside all else,
+ * so few that it holds those, which the next sweep begins with, or most of one; where it holds all, or not even that, any number. Of
+ * vectors half as long so few would leave the multiply-adds waiting. */
 static int64_t panels_at_once(const frnn_run *run, const share *me, const product *job, int64_t depth) {
     int64_t p0, p1;
     share_panels(me, job->units / LANES, &p0, &p1);
     const int64_t panel = depth * job->vecs * VEC_BYTES, most = run->l1 / 4 * 3; /* the rest is for rows and what is stored */
-    if (panel > run->l1 || (p1 - p0) * panel <= most) return 0;
-    return 4 * panel <= most ? 4 : 2 * panel <= most ? 2 : 1;
+    if (VEC_BYTES < 64 || panel > run->l1 || (p1 - p0) * panel <= most) return 0;
+    return 2 * panel <= most ? 2 : 1;
 }
 
 /* A product of one row, which is short of all that the rows of a tile, and tiles, need: a step's chain waits for it. */

@@ -210,7 +210,7 @@ static void lay_out_run(frnn_run *run, frnn_plan *plan, arena *a) {
         }
         for (int i = 0; i < 2; i++) run->mid[i] = L > 2 - i ? take_between(run, a, c->T * c->B) : NULL;
     }
-    const size_t bytes = w->kernels->scratch_bytes(w, run);
+    const size_t bytes = w->kernels->scratch_bytes(run);
     for (int i = 0; i < run->size; i++) {
         if (i) take(a, 1, FRNN_APART);
         plan->scratch[i] = take(a, 1, bytes);

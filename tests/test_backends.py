@@ -220,7 +220,8 @@ THREADED = {
     "panels": (300, 1, 3, 200, 1, 1),
     "panels of two layers": (60, 2, 160, 161, 2, 1),
     "rows": (40, 31, 65, 66, 2, 1),
-    "rows of small layers": (600, 20, 16, 16, 1, 1),
+    "rows of a small layer": (600, 20, 16, 16, 1, 1),
+    "small layers": (100, 20, 16, 16, 2, 1),
     "directions": (40, 3, 50, 130, 2, 2),
     "layers": (600, 2, 37, 68, 4, 1),
 }
@@ -255,6 +256,8 @@ def test_threads(backend: Backend, name: str, shape: str, dtype: Any, threads: A
         y, state, _ = net(lengths=lengths)  # which reuses memory from chunk to chunk of time
         assert_same(y, wanted["y"])
         assert_same_state(state, tuple(wanted[f"state{k}"] for k in range(len(parts(state)))))
+        y, _, _ = net()
+        assert_same(y, wanted.setdefault("y of equal lengths", y))
 
 
 @needs_c

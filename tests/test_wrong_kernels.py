@@ -319,6 +319,7 @@ product.h: packing leaves a row of the transposes out
     NO_BARRIER,
     IN_ONE_PLACE,
     ANOTHERS_INPUT,
+    ANOTHERS_ROWS,
     ABREAST,
     ABREAST_BACK,
     BACKWARDS,
@@ -351,6 +352,10 @@ sequence.h: a thread's gates stand where another's do
 kernels.h: one row alone reads the first one's input
 - *x = job->with_input ? step_input(k, r) :
 + *x = job->with_input ? step_input(k, 0) :
+
+kernels.h: a thread's tiles read x from the batch's first row on
+- input.at = even ? r * x_ld : 0;
++ input.at = even ? (r - r0) * x_ld : 0;
 
 sequence.h: layers do not wait for those below
 - while (chunks-- > 0) frnn_barrier_wait(run->team);
@@ -499,7 +504,8 @@ SUBTLE: list[tuple[Wrong, Callable[..., None], tuple[Any, ...]]] = [
     (UNMASKED, promises.test_padding_lanes_may_overflow, ("lstm", np.float32)),
     (NO_BARRIER, promises.test_threads, ("lstm", "panels", np.float32, fastrnn.set_num_threads)),
     (IN_ONE_PLACE, promises.test_threads, ("lstm", "rows", np.float32, fastrnn.set_num_threads)),
-    (ANOTHERS_INPUT, promises.test_threads, ("lstm", "rows of small layers", np.float32, fastrnn.set_num_threads)),
+    (ANOTHERS_INPUT, promises.test_threads, ("lstm", "rows of a small layer", np.float32, fastrnn.set_num_threads)),
+    (ANOTHERS_ROWS, promises.test_threads, ("rnn", "rows of a small layer", np.float32, fastrnn.set_num_threads)),
     (ABREAST, promises.test_threads, ("lstm", "layers", np.float32, fastrnn.set_num_threads)),
     (ABREAST_BACK, promises.test_threads, ("gru", "layers", np.float32, fastrnn.set_num_threads)),
 ]
