@@ -10,10 +10,10 @@
  * steps. */
 enum { CHUNK_BYTES = 192 * 1024, CHUNK_LEAST = 48, CHUNK_MOST = 1024, CHUNK_FAR = 512 };
 
-/* The most inputs or states (of a stack's first layer) whose step makes the input's product with its own, and the fewest rows that
- * a thread then has of it: enough to fill tiles, as that product by itself would with the rows of several steps. Small layers
- * gain by it from fewer rows on: of a tile so small, to start and to end is more. */
-enum { JOINT_MOST = 512, JOINT_ROWS = 16, JOINT_SMALL = 64, JOINT_ROWS_SMALL = 4 };
+/* The fewest rows that a thread has of a step that makes the input's product with its own: enough to fill tiles, as that by itself
+ * would with the rows of several steps. Where vectors are short and tiles low, that takes more, but for small layers: of a tile
+ * so small, to start and to end is more. */
+enum { JOINT_ROWS = 4, JOINT_ROWS_NARROW = 16, JOINT_SMALL = 64 };
 /* A GRU's tiles have one sum more a row then, and are lower: its layers must be small, and smaller still where vectors are short or
  * the gates are written anyway. */
 enum { JOINT_GRU = 64, JOINT_GRU_SMALL = 16 };
@@ -187,12 +187,12 @@ static int64_t thread_rows(const frnn_run *run) {
  * the gates. */
 static int is_joint(const frnn_run *run) {
     const frnn_weights *w = run->weights;
-    const int gru = w->spec.kind == FRNN_KIND_GRU, only_small = run->taped || narrow(w->lanes, w->spec.real_size);
+    const int gru = w->spec.kind == FRNN_KIND_GRU, is_narrow = narrow(w->lanes, w->spec.real_size);
     const int64_t size = w->spec.input_size > w->P ? w->spec.input_size : w->P;
     if (run->grads || !w->joinable) return 0;
     if (run->T == 1 && (run->B == 1 || !gru)) return 1; /* by itself it would have no more rows */
-    if (size > (!gru ? JOINT_MOST : only_small ? JOINT_GRU_SMALL : JOINT_GRU)) return 0;
-    return thread_rows(run) >= (size <= JOINT_SMALL ? JOINT_ROWS_SMALL : JOINT_ROWS);
+    if (gru && size > (run->taped || is_narrow ? JOINT_GRU_SMALL : JOINT_GRU)) return 0;
+    return thread_rows(run) >= (is_narrow && size > JOINT_SMALL ? JOINT_ROWS_NARROW : JOINT_ROWS);
 }
 
 frnn_trial *frnn_share(frnn_run *run, frnn_trial trials[3]) {

@@ -7,6 +7,10 @@
 #include "cost.h"
 #include "machine.h"
 
+/* The most inputs or states (of a stack's first layer) of layers whose W_hh goes on where each panel of W_ih ends; a GRU's steps have
+ * less use of it. Of larger ones, products of W_hh alone lose more by its panels being far apart than steps gain. */
+enum { JOINABLE = 512, JOINABLE_GRU = 256 };
+
 static int within(int value, int most) { return value >= 0 && value <= most; }
 
 static int check_spec(const frnn_spec *s) {
@@ -81,7 +85,9 @@ int frnn_weights_new(const frnn_spec *spec, const char *isa, frnn_weights **out)
     w->gates = rnn ? 1 : gru || spec->forget != FRNN_FORGET_GATE ? 3 : 4;
     w->planes = gru ? 4 : w->gates;
     w->h_plane = gru ? PLANE_R : 0;
-    w->joinable = spec->peephole != FRNN_PEEPHOLE_CELL && !(gru && spec->reset == FRNN_RESET_BEFORE);
+    const int64_t most = gru ? JOINABLE_GRU : JOINABLE;
+    w->joinable = spec->peephole != FRNN_PEEPHOLE_CELL && !(gru && spec->reset == FRNN_RESET_BEFORE) && w->P <= most &&
+                  spec->input_size <= most;
     w->h_vecs = gru && spec->reset == FRNN_RESET_BEFORE ? 2 : w->gates;
     static const int standard[3][3] = {{FRNN_TANH}, {FRNN_SIGMOID, FRNN_TANH, FRNN_TANH}, {FRNN_SIGMOID, FRNN_TANH}};
     w->plain = !spec->clip && !spec->forget && !spec->peephole;
