@@ -27,8 +27,8 @@ typedef struct frnn_act {
 
 typedef struct frnn_track {
     int64_t I; /* the layer's input size */
-    /* Panels [units / lanes][k][vectors][lanes]: for a vector of units, all their gates at each k. Where they are
-     * joinable, W_hh goes on where each panel of W_ih ends. */
+    /* Panels [units / lanes][k][vectors][lanes]: for a vector of units, all their gates at each k. Where they are joinable, W_hh goes
+     * on where each panel of W_ih ends. */
     void *wx, *wh;   /* W_ih and W_hh (GRU before: its r and z rows) */
     int64_t wx_panel, wh_panel; /* reals from one panel to the next */
     void *wn;        /* GRU before: the n rows of W_hh */
@@ -52,7 +52,7 @@ struct frnn_weights {
     int h_plane; /* the first plane that the recurrent product feeds */
     int h_vecs;  /* the planes it feeds */
     int plain;   /* the standard activations and no clip */
-    int joinable; /* whether a step may make the input's product with its own: as many gates see x as see h, and none sees c instead */
+    int joinable; /* whether a step may make the input's product with its own: as many gates see x as see h, none c instead */
     int packed, packed_backward;
     frnn_act act[3];
     frnn_track *tracks; /* [L*D] */

@@ -87,9 +87,9 @@ INLINE const real *add_terms(const int rows, const int asking, const int panels,
 }
 
 /* out[m][q][v] = in[m][q][v] + sum_k a[m][k * step] w[q][k][v] over the terms k of all of a's sources, where the vectors v of one
- * k stand side by side, those of the next k `line` reals behind, those of the next q `panel`. asking: 0, or by how many tiles the next panel is asked for.
- * offset: 0, or 1 where a panel has one more vector of sums than of weights, and the second of two sources adds to those from the
- * second on: a GRU's input feeds n r z, its state r z q. */
+ * k stand side by side, those of the next k `line` reals behind, those of the next q `panel`. asking: 0, or by how many tiles the
+ * next panel is asked for. offset: 0, or 1 where a panel has one more vector of sums than of weights, and the second of two
+ * sources adds to those from the second on: a GRU's input feeds n r z, its state r z q. */
 INLINE void tile(const int rows, const int asking, const int panels, const int vecs, const int offset, const int64_t step, const terms *a,
                  const real *w, int64_t line, int64_t panel, const edge *in, const edge *out) {
     const int planes = vecs + offset, sums = panels * planes;
