@@ -68,23 +68,33 @@ INLINE void add_term(const int rows, const int packed, const int panels, const i
     }
 }
 
-/* The terms of one source: where its weights end. */
+/* The first K terms of a source: where their weights end. */
 INLINE const real *add_terms(const int rows, const int asking, const int panels, const int vecs, const int planes, const int64_t step,
-                             const terms *a, const real *w, int64_t line, int64_t panel, const ahead *next, const char **ask, vec *sum) {
+                             const terms *a, int64_t K, const real *w, int64_t line, int64_t panel, const ahead *next, const char **ask,
+                             vec *sum) {
     const int packed = step == 1; /* else weight gradients' operands, which may be a caller's rows */
     const real *row[8];
     UNROLL for (int m = 0; m < rows; m++) row[m] = a->row[m] + a->at;
     int64_t k = 0;
-    for (; rows > 1 && k + TERMS <= a->K; k += TERMS, w += TERMS * line) {
+    for (; rows > 1 && k + TERMS <= K; k += TERMS, w += TERMS * line) {
         if (asking) {
             UNROLL for (int i = 0; i < lines_asked(panels * vecs, asking); i++) __builtin_prefetch(*ask + i * next->apart, 0, 2);
             *ask += next->pace;
         }
         UNROLL for (int i = 0; i < TERMS; i++) add_term(rows, packed, panels, vecs, planes, row, (k + i) * step, w + i * line, panel, sum);
     }
-    for (; k < a->K; k++, w += line) add_term(rows, packed, panels, vecs, planes, row, k * step, w, panel, sum);
+    for (; k < K; k++, w += line) add_term(rows, packed, panels, vecs, planes, row, k * step, w, panel, sum);
     return w;
 }
+
+/* Whether the upper half of a tile's rows takes its last LATE terms, and is stored, before the lower half does. A core's queue may
+ * have no room for all stores at once, where 64 bytes take two places and its other thread half of them, and behind stores that
+ * wait nothing comes in: neither what follows the tile nor the next one's multiply-adds. */
+enum { LATE = 8 };
+#ifndef STORES_AT_ONCE
+#define STORES_AT_ONCE (VEC_BYTES == 64 ? 18 : 32)
+#endif
+INLINE int by_halves(int rows, int sums, int64_t step) { return step == 1 && rows > 1 && rows * sums > STORES_AT_ONCE; }
 
 /* out[m][q][v] = in[m][q][v] + sum_k a[m][k * step] w[q][k][v] over the terms k of all of a's sources, where the vectors v of one
  * k stand side by side, those of the next k `line` reals behind, those of the next q `panel`. asking: 0, or by how many tiles the
@@ -99,17 +109,31 @@ INLINE void tile(const int rows, const int asking, const int panels, const int v
         UNROLL for (int q = 0; q < panels; q++)
             UNROLL for (int v = 0; v < planes; v++)
                 sum[m * sums + q * planes + v] = v_load(in->row[m] + in->at + v * in->plane + q * LANES);
+    const int halves = by_halves(rows, sums, step), most = halves ? (rows + 1) / 2 : rows;
     if (offset) {
-        w = add_terms(rows, asking, panels, vecs, planes, step, a, w, line, panel, in->next, &ask, sum);
-        add_terms(rows, asking, panels, vecs, planes, step, a->then, w, line, panel, in->next, &ask, sum + offset);
-    } else {
-        do w = add_terms(rows, asking, panels, vecs, planes, step, a, w, line, panel, in->next, &ask, sum);
-        while ((a = a->then));
+        w = add_terms(rows, asking, panels, vecs, planes, step, a, a->K, w, line, panel, in->next, &ask, sum);
+        a = a->then;
     }
-    UNROLL for (int m = 0; m < rows; m++)
-        UNROLL for (int q = 0; q < panels; q++)
-            UNROLL for (int v = 0; v < planes; v++)
-                v_store(out->row[m] + out->at + v * out->plane + q * LANES, sum[m * sums + q * planes + v]);
+    int64_t late;
+    for (;; a = a->then) {
+        late = halves && !a->then && a->K >= LATE ? LATE : 0;
+        w = add_terms(rows, asking, panels, vecs, planes, step, a, a->K - late, w, line, panel, in->next, &ask, sum + offset);
+        if (!a->then) break;
+    }
+    UNROLL for (int m0 = 0; m0 < rows; m0 += most) {
+        const int some = rows - m0 < most ? rows - m0 : most;
+        if (halves && late) {
+            const real *row[8];
+            UNROLL for (int m = 0; m < some; m++) row[m] = a->row[m0 + m] + a->at + a->K - LATE;
+            UNROLL for (int k = 0; k < LATE; k++)
+                add_term(some, 1, panels, vecs, planes, row, k, w + k * line, panel, sum + m0 * sums + offset);
+        }
+        UNROLL for (int m = m0; m < m0 + some; m++)
+            UNROLL for (int q = 0; q < panels; q++)
+                UNROLL for (int v = 0; v < planes; v++)
+                    v_store(out->row[m] + out->at + v * out->plane + q * LANES, sum[m * sums + q * planes + v]);
+        if (halves) __asm__ volatile("" ::: "memory"); /* or the compiler would store all at the end again */
+    }
 }
 
 /* apart: from one panel to the next; for weight gradients, whose panels stand side by side, from one line to the next. */
@@ -212,8 +236,9 @@ typedef struct askers {
 
 /* Those of `rows` rows and K terms, the next panel being at w. A single one cannot. */
 INLINE askers ask_for(const shape *form, int vecs, int64_t rows, int64_t K, const real *w) {
-    const int64_t tiles = (rows + form->most - 1) / form->most, times = K / TERMS;
-    if (!form->asking || tiles < 2 || times == 0) return (askers){0};
+    const int halves = by_halves(tile_rows(rows, form->most), form->panels * vecs, 1);
+    const int64_t tiles = (rows + form->most - 1) / form->most, times = (halves ? K - LATE : K) / TERMS;
+    if (!form->asking || tiles < 2 || times < 1) return (askers){0};
     const int as = tiles < 4 ? 0 : tiles < 8 ? 1 : 2, by = 2 << as;
     const int64_t bytes = K * form->panels * vecs * VEC_BYTES / lines_asked(form->panels * vecs, by);
     const int64_t pace = (bytes + times * by - 1) / (times * by), part = times * pace;

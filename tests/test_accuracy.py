@@ -23,15 +23,17 @@ ISAS = native.isas()
 
 # The largest error in ulps of the true value, and the largest at all. softplus is made of the C library's functions.
 BOUNDS = {
-    ("sigmoid", np.float32): (2.5, 9.0e-8),
+    ("sigmoid", np.float32): (2.44, 9.0e-8),
     ("sigmoid", np.float64): (2.5, 1.7e-16),
-    ("tanh", np.float32): (2.61, 1.5e-7),
-    ("tanh", np.float64): (2.65, 2.8e-16),
+    ("tanh", np.float32): (2.5, 1.5e-7),
+    ("tanh", np.float64): (2.55, 2.8e-16),
     ("elu", np.float32): (1.1, 4.3e-8),
     ("elu", np.float64): (1.2, 8.5e-17),
     ("softplus", np.float32): (2, 5e-7),
     ("softplus", np.float64): (2, 5e-15),
 }
+# Where a multiply-add rounds twice.
+UNFUSED = BOUNDS | {("tanh", np.float32): (4.3, 2.56e-7), ("tanh", np.float64): (4.5, 4.9e-16)}
 TRUE = {
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "tanh": np.tanh,
@@ -82,7 +84,7 @@ def test_errors(name: str, dtype: Any, isa: str) -> None:
     true = TRUE[name](x.astype(wide))
     error = np.abs(activate(name, x).astype(wide) - true)
     in_ulps = error / np.spacing(np.abs(true).astype(dtype))
-    most, largest = BOUNDS[name, dtype]
+    most, largest = (UNFUSED if isa == "generic" else BOUNDS)[name, dtype]
     assert in_ulps.max() <= most, f"at {x[np.argmax(in_ulps)]!r}"
     assert error.max() <= largest, f"at {x[np.argmax(error)]!r}"
     if name != "softplus":

@@ -32,8 +32,9 @@ import probe
 
 CSRC = Path(__file__).parents[1] / "csrc"
 CC = shlex.split(os.environ.get("CC", "cc"))
-# Terms and tiles go as they do with AVX2, for mistakes there to show.
-FLAGS = ["-std=gnu11", "-O0", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-w", "-DTERMS=4", "-DTILES_AT_ONCE=4"]
+# Terms and tiles go as they do with AVX2, a tile's last terms as with AVX-512, for mistakes there to show.
+AS_WIDE = ["-DTERMS=4", "-DTILES_AT_ONCE=4", "-DSTORES_AT_ONCE=6"]
+FLAGS = ["-std=gnu11", "-O0", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-w", *AS_WIDE]
 GENERIC = promises.Backend("c", "generic")
 
 
@@ -198,8 +199,8 @@ activation.h: backward does not know of clipping
 + return d;
 
 activation.h: a tanh of twenty bits
-- y[i] = y[i] / (y[i] + v_set1(2));
-+ y[i] = y[i] / (y[i] + v_set1(2)) * v_set1(1.000002);
+- over[i] = v_fma(less, R[i], more * x[i]);
++ over[i] = v_fma(less, R[i], more * x[i]) * v_set1(1.000002);
 
 gradient.h: the second direction's dx replaces the first's
 - reverse ? d + v_load_n(to[m], lanes) : d, lanes
@@ -270,8 +271,8 @@ sequence.h: the reverse direction's steps read x in time order
 + input_row(k->run, k->lane, 0, k->s, r); }
 
 product.h: a GRU's state adds to the sums that its input does
-- in->next, &ask, sum + offset);
-+ in->next, &ask, sum);
+- &ask, sum + offset);
++ &ask, sum);
 
 gru.h: made with the state's product, a_n is a_r
 - n = has_n ? z + j * LANES :
@@ -294,8 +295,8 @@ kernels.h: tiles that go on together have the first one's place
 + end_at.at = 0;
 
 product.h: the terms after the last four are left out
-- for (; k < a->K; k++, w += line)
-+ for (; rows == 1 && k < a->K; k++, w += line)
+- for (; k < K; k++, w += line)
++ for (; rows == 1 && k < K; k++, w += line)
 
 product.h: four terms on, the weights are one on
 - k += TERMS, w += TERMS * line)
@@ -304,6 +305,14 @@ product.h: four terms on, the weights are one on
 product.h: every tile reads the first one's rows
 - row[m] = a->row[m] + a->at;
 + row[m] = a->row[m];
+
+product.h: a tile's last terms are those before the last
+- a->at + a->K - LATE;
++ a->at + a->K - LATE - 1;
+
+product.h: the last terms of a tile's lower half go to its upper half
+- sum + m0 * sums + offset);
++ sum + offset);
 
 product.h: packing leaves a square of weights out
 - k < K && k < k0 + PACK_AT_ONCE
@@ -367,7 +376,7 @@ kernels.h: going back layers do not wait for those above
 
 product.h: one row alone is summed from the end
 - row, k * step, w,
-+ row, (rows == 1 ? a->K - 1 - k : k) * step, w,
++ row, (rows == 1 ? K - 1 - k : k) * step, w,
 
 kernels.h: going down, the input's product stays with the first panels
 - p0 + left - form.panels : p1 - left;
