@@ -54,6 +54,16 @@ TECHNIQUES = (
         ("share.c", "run->joint = is_joint(run);", "run->joint = 0;"),
     ),
     technique(
+        "a tall tile's upper half stored before the lower half ends",
+        "lstm-inference-h16-b32 gru-inference-h16-b32 gru-inference-h64-b32 rnn-inference-h64-b32",
+        ("product.h", "#define STORES_AT_ONCE (VEC_BYTES == 64 ? 18 : 32)", "#define STORES_AT_ONCE 32"),
+    ),
+    technique(
+        "a step's rows written from the last to the first",
+        "rnn-inference-h16-b8 rnn-inference-h64-b8 rnn-training-h16-b32",
+        ("rnn.h", "for (int i = rows - 1; i >= 0; i--)", "for (int i = 0; i < rows; i++)"),
+    ),
+    technique(
         "a row alone by a function of its own",
         "lstm-inference-h16-b1 gru-inference-h16-b1 rnn-inference-h16-b1 lstm-training-h16-b1",
         ("kernels.h", "if (r1 - r0 <= 1) {", "if (r0 >= r1) {"),

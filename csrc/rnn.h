@@ -11,12 +11,12 @@
 /* y: where the standard cell stores its outputs, or NULL: any cell, or rows that want looking after. */
 INLINE void rnn_forward_as(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const block *y) {
     const frnn_weights *w = k->w;
-    for (int i = 0; i < rows; i++, r++)
-        for (int q = 0; q < panels; q++, z += LANES) {
+    for (int i = rows - 1; i >= 0; i--)
+        for (int q = 0; q < panels; q++) {
             const int64_t u = (p + q) * LANES;
-            const vec h = y || w->plain ? v_tanh(v_load(z)) : act(&w->act[0], v_load(z));
-            v_store(k->h_out + r * w->Pp + u, h);
-            put_output(k, y, r, u, h);
+            const vec a = v_load(z + (i * panels + q) * LANES), h = y || w->plain ? v_tanh(a) : act(&w->act[0], a);
+            v_store(k->h_out + (r + i) * w->Pp + u, h);
+            put_output(k, y, r + i, u, h);
         }
 }
 
