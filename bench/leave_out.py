@@ -61,7 +61,7 @@ TECHNIQUES = (
     technique(
         "a step's rows written from the last to the first",
         "rnn-inference-h16-b8 rnn-inference-h64-b8 rnn-training-h16-b32",
-        ("rnn.h", "for (int i = rows - 1; i >= 0; i--)", "for (int i = 0; i < rows; i++)"),
+        ("share.c", "run->last_first = is_last_first(run);", ""),
     ),
     technique(
         "a row alone by a function of its own",

@@ -98,6 +98,7 @@ typedef struct frnn_run {
     int64_t between;     /* steps that a chunked buffer between layers holds: whole chunks */
     int64_t l1, l2;      /* bytes of a core's own caches */
     int fills;           /* whether a thread's weights fill L1: a call's sweeps then go on where the last call's ended */
+    int last_first;      /* whether an RNN writes a tile's rows from the last to the first */
     int joint;           /* whether a step makes the input's product with its own; else that comes first, by chunks */
     int size, groups;    /* threads, and groups of them: 2 for two directions, or each some of the layers */
     int by_panel;        /* how a group shares a step: by panels of units or by rows */

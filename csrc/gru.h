@@ -38,11 +38,10 @@ INLINE void gru_after_forward_as(const step *k, int64_t r, int rows, int64_t p, 
     const int64_t Hp = w->Hp, plane = panels * LANES;
     vec candidates[ROWS_AT_ONCE], updates[ROWS_AT_ONCE]; /* or panels of one row */
     int count = 0;
-    for (int i = rows - 1; i >= 0; i--)
+    for (int i = 0; i < rows; i++, z += (3 + has_n) * plane)
         for (int j = 0; j < panels; j++) {
             real *gate = k->gates + (r + i) * k->ld + (p + j) * LANES;
-            const real *const sums = z + i * (3 + has_n) * plane + j * LANES, *const a = sums + has_n * plane;
-            const real *const n = has_n ? sums : gate + PLANE_N * Hp;
+            const real *const n = has_n ? z + j * LANES : gate + PLANE_N * Hp, *a = z + has_n * plane + j * LANES;
             vec x[2] = {v_load(a), v_load(a + plane)};
             if (plain) v_sigmoids_tanhs(2, 0, x);
             else x[0] = act(&w->act[0], x[0]), x[1] = act(&w->act[0], x[1]);
@@ -58,11 +57,11 @@ INLINE void gru_after_forward_as(const step *k, int64_t r, int rows, int64_t p, 
     if (plain) v_tanhs(count, candidates);
     else for (int i = 0; i < count; i++) candidates[i] = act(&w->act[1], candidates[i]);
     count = 0;
-    for (int i = rows - 1; i >= 0; i--)
+    for (int i = 0; i < rows; i++, r++)
         for (int j = 0; j < panels; j++, count++) {
             const int64_t u = (p + j) * LANES;
-            if (k->keep) v_store(k->gates + (r + i) * k->ld + PLANE_N * Hp + u, candidates[count]);
-            gru_update(k, y, r + i, u, updates[count], candidates[count]);
+            if (k->keep) v_store(k->gates + r * k->ld + PLANE_N * Hp + u, candidates[count]);
+            gru_update(k, y, r, u, updates[count], candidates[count]);
         }
 }
 

@@ -40,11 +40,10 @@ static void lstm_forward_any(const step *k, int64_t r, int rows, int64_t p, int 
     const int forget = w->spec.forget, gates = w->gates, see_cell = w->spec.peephole == FRNN_PEEPHOLE_CELL;
     const real *eye = k->lane->w->eye;
     const int64_t Hp = w->Hp, plane = panels * LANES;
-    r += rows - 1;
-    for (int i = rows - 1; i >= 0; i--, r--)
+    for (int i = 0; i < rows; i++, r++, z += gates * plane)
         for (int q = 0; q < panels; q++) {
             const int64_t u = (p + q) * LANES;
-            const real *a = z + i * gates * plane + q * LANES;
+            const real *a = z + q * LANES;
             const vec c_in = v_load(k->c_in + r * Hp + u);
             vec gate[4]; /* i or f; f; g; o, in the order of the planes */
             int v = 0;
@@ -73,10 +72,10 @@ INLINE void lstm_forward_plain(const step *k, int64_t r, int rows, int64_t p, in
     const int64_t Hp = k->w->Hp, plane = panels * LANES;
     vec o[ROWS_AT_ONCE], u_c[ROWS_AT_ONCE];
     int n = 0;
-    for (int i = rows - 1; i >= 0; i--)
+    for (int i = 0; i < rows; i++, z += 4 * plane)
         for (int q = 0; q < panels; q++, n++) {
             const int64_t u = (p + q) * LANES;
-            const real *a = z + i * 4 * plane + q * LANES;
+            const real *a = z + q * LANES;
             vec x[4] = {v_load(a), v_load(a + plane), v_load(a + 3 * plane), v_load(a + 2 * plane)};
             v_sigmoids_tanhs(3, 1, x);
             const vec gate[4] = {x[0], x[1], x[3], x[2]}; /* i f g o */
@@ -87,15 +86,15 @@ INLINE void lstm_forward_plain(const step *k, int64_t r, int rows, int64_t p, in
         }
     v_tanhs(n, u_c);
     n = 0;
-    for (int64_t i = rows - 1; i >= 0; i--)
+    for (int64_t i = 0; i < rows; i++, r++)
         for (int64_t q = 0; q < panels; q++, n++) {
-            const int64_t u = (p + q) * LANES;
+            const int64_t u = (p + q) * LANES, at = r * Hp + u;
             const vec h = o[n] * u_c[n];
             if (y) {
-                v_store(k->h_out + (r + i) * Hp + u, h);
-                put_output(k, y, r + i, u, h);
+                v_store(k->h_out + at, h);
+                put_output(k, y, r, u, h);
             } else {
-                lstm_store(k, r + i, u, h);
+                lstm_store(k, r, u, h);
             }
         }
 }

@@ -31,6 +31,11 @@ typedef struct ahead {
 /* How many lines: so many that this number of tiles gets through a panel like their own. */
 INLINE int lines_asked(int vectors, int tiles) { return (TERMS * vectors * VEC_BYTES + 64 * tiles - 1) / (64 * tiles); }
 
+INLINE void ask_lines(const int lines, const ahead *next, const char **ask) {
+    UNROLL for (int i = 0; i < lines; i++) __builtin_prefetch(*ask + i * next->apart, 0, 2);
+    *ask += next->pace;
+}
+
 /* Rows of a tile's start or end: vector v of panel q of row m stands at row[m] + at + v * plane + q * LANES. */
 typedef struct edge {
     real *const *row;
@@ -77,10 +82,7 @@ INLINE const real *add_terms(const int rows, const int asking, const int panels,
     UNROLL for (int m = 0; m < rows; m++) row[m] = a->row[m] + a->at;
     int64_t k = 0;
     for (; rows > 1 && k + TERMS <= K; k += TERMS, w += TERMS * line) {
-        if (asking) {
-            UNROLL for (int i = 0; i < lines_asked(panels * vecs, asking); i++) __builtin_prefetch(*ask + i * next->apart, 0, 2);
-            *ask += next->pace;
-        }
+        if (asking) ask_lines(lines_asked(panels * vecs, asking), next, ask);
         UNROLL for (int i = 0; i < TERMS; i++) add_term(rows, packed, panels, vecs, planes, row, (k + i) * step, w + i * line, panel, sum);
     }
     for (; k < K; k++, w += line) add_term(rows, packed, panels, vecs, planes, row, k * step, w, panel, sum);
@@ -125,8 +127,10 @@ INLINE void tile(const int rows, const int asking, const int panels, const int v
         if (halves && late) {
             const real *row[8];
             UNROLL for (int m = 0; m < some; m++) row[m] = a->row[m0 + m] + a->at + a->K - LATE;
-            UNROLL for (int k = 0; k < LATE; k++)
+            UNROLL for (int k = 0; k < LATE; k++) {
+                if (asking && m0 == 0 && k % TERMS == 0) ask_lines(lines_asked(panels * vecs, asking), in->next, &ask);
                 add_term(some, 1, panels, vecs, planes, row, k, w + k * line, panel, sum + m0 * sums + offset);
+            }
         }
         UNROLL for (int m = m0; m < m0 + some; m++)
             UNROLL for (int q = 0; q < panels; q++)
@@ -236,9 +240,8 @@ typedef struct askers {
 
 /* Those of `rows` rows and K terms, the next panel being at w. A single one cannot. */
 INLINE askers ask_for(const shape *form, int vecs, int64_t rows, int64_t K, const real *w) {
-    const int halves = by_halves(tile_rows(rows, form->most), form->panels * vecs, 1);
-    const int64_t tiles = (rows + form->most - 1) / form->most, times = (halves ? K - LATE : K) / TERMS;
-    if (!form->asking || tiles < 2 || times < 1) return (askers){0};
+    const int64_t tiles = (rows + form->most - 1) / form->most, times = K / TERMS;
+    if (!form->asking || tiles < 2 || times == 0) return (askers){0};
     const int as = tiles < 4 ? 0 : tiles < 8 ? 1 : 2, by = 2 << as;
     const int64_t bytes = K * form->panels * vecs * VEC_BYTES / lines_asked(form->panels * vecs, by);
     const int64_t pace = (bytes + times * by - 1) / (times * by), part = times * pace;

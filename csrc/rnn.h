@@ -8,10 +8,11 @@
 #include "activation.h"
 #include "sequence.h"
 
-/* y: where the standard cell stores its outputs, or NULL: any cell, or rows that want looking after. */
-INLINE void rnn_forward_as(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const block *y) {
+/* y: where the standard cell stores its outputs, or NULL: any cell, or rows that want looking after. on: from row to row, 1 or -1,
+ * from the last to the first (share.c, is_last_first). */
+INLINE void rnn_forward_as(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const block *y, const int on) {
     const frnn_weights *w = k->w;
-    for (int i = rows - 1; i >= 0; i--)
+    for (int i = on > 0 ? 0 : rows - 1; i >= 0 && i < rows; i += on)
         for (int q = 0; q < panels; q++) {
             const int64_t u = (p + q) * LANES;
             const vec a = v_load(z + (i * panels + q) * LANES), h = y || w->plain ? v_tanh(a) : act(&w->act[0], a);
@@ -23,9 +24,10 @@ INLINE void rnn_forward_as(const step *k, int64_t r, int rows, int64_t p, int pa
 static void rnn_forward(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z) {
     const block y = k->w->plain ? plain_output(k, p, panels) : (block){0};
     const block even = in_order(y);
-    if (y.place) rnn_forward_as(k, r, rows, p, panels, z, &y);
-    else if (y.row) rnn_forward_as(k, r, rows, p, panels, z, &even);
-    else rnn_forward_as(k, r, rows, p, panels, z, NULL);
+    if (y.place) rnn_forward_as(k, r, rows, p, panels, z, &y, 1);
+    else if (y.row && k->run->last_first) rnn_forward_as(k, r, rows, p, panels, z, &even, -1);
+    else if (y.row) rnn_forward_as(k, r, rows, p, panels, z, &even, 1);
+    else rnn_forward_as(k, r, rows, p, panels, z, NULL, 1);
 }
 
 /* z: dL/dh through the next step, without dy. Leaves da in the gates row. */

@@ -234,8 +234,7 @@ INLINE block plain_output(const step *k, int64_t p, int panels) {
 }
 
 /* Write units [u, u + LANES) of an output h of row r, as the layer above or the caller wants it: to y, or where y is NULL
- * as the lane says. A step's rows come from the last to the first: of rising addresses hardware reads on ahead, there into rows
- * that another thread is about to write, whose lines it takes to this core. */
+ * as the lane says. */
 INLINE void put_output(const step *k, const block *y, int64_t r, int64_t u, vec h) {
     if (y) {
         v_store(row_of(y, r) + u, h);

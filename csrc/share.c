@@ -195,6 +195,15 @@ static int is_joint(const frnn_run *run) {
     return thread_rows(run) >= (is_narrow && size > JOINT_SMALL ? JOINT_ROWS_NARROW : JOINT_ROWS);
 }
 
+/* Whether an RNN writes a tile's rows from the last to the first: along rising addresses hardware reads on ahead, but not past a
+ * page, there into rows that another thread is about to write, and takes their lines to this core. A step of other cells is too
+ * long for that to tell. */
+static int is_last_first(const frnn_run *run) {
+    const frnn_spec *s = &run->weights->spec;
+    return run->size > run->groups && !run->by_panel &&
+           thread_rows(run) * s->num_directions * run->weights->P * s->real_size <= FRNN_APART;
+}
+
 frnn_trial *frnn_share(frnn_run *run, frnn_trial trials[3]) {
     run->l1 = frnn_this_machine()->l1;
     run->l2 = frnn_this_machine()->l2;
@@ -203,5 +212,6 @@ frnn_trial *frnn_share(frnn_run *run, frnn_trial trials[3]) {
     const int sharers = frnn_layered(run) ? run->size : run->by_panel ? run->size / run->groups : 1;
     run->fills = bytes_in_turn(run->weights) >= (double)(run->l1 * sharers);
     run->joint = is_joint(run);
+    run->last_first = is_last_first(run);
     return doubt;
 }

@@ -275,8 +275,8 @@ product.h: a GRU's state adds to the sums that its input does
 + &ask, sum);
 
 gru.h: made with the state's product, a_n is a_r
-- n = has_n ? sums :
-+ n = has_n ? sums + plane :
+- n = has_n ? z + j * LANES :
++ n = has_n ? z + plane + j * LANES :
 
 weights.c: q's bias stands in another gate's place
 - (char *)t->bx + w->gates * w->Hp * s->real_size : NULL;
