@@ -31,6 +31,7 @@ typedef struct ahead {
 /* How many lines: so many that this number of tiles gets through a panel like their own. */
 INLINE int lines_asked(int vectors, int tiles) { return (TERMS * vectors * VEC_BYTES + 64 * tiles - 1) / (64 * tiles); }
 
+/* The next ones of them. */
 INLINE void ask_lines(const int lines, const ahead *next, const char **ask) {
     UNROLL for (int i = 0; i < lines; i++) __builtin_prefetch(*ask + i * next->apart, 0, 2);
     *ask += next->pace;

@@ -8,8 +8,8 @@
 #include "activation.h"
 #include "sequence.h"
 
-/* y: where the standard cell stores its outputs, or NULL: any cell, or rows that want looking after. on: from row to row, 1 or -1,
- * from the last to the first (share.c, is_last_first). */
+/* y: where the standard cell stores its outputs, or NULL: any cell, or rows that want looking after. on: 1, or -1 for rows from the
+ * last to the first (share.c, is_last_first). */
 INLINE void rnn_forward_as(const step *k, int64_t r, int rows, int64_t p, int panels, const real *z, const block *y, const int on) {
     const frnn_weights *w = k->w;
     for (int i = on > 0 ? 0 : rows - 1; i >= 0 && i < rows; i += on)
