@@ -59,7 +59,7 @@ TECHNIQUES = (
         ("product.h", "#define STORES_AT_ONCE (VEC_BYTES == 64 ? 18 : 32)", "#define STORES_AT_ONCE 32"),
     ),
     technique(
-        "a step's rows written from the last to the first",
+        "an RNN's rows written from the last to the first",
         "rnn-inference-h16-b8 rnn-inference-h64-b8 rnn-training-h16-b32",
         ("share.c", "run->last_first = is_last_first(run);", ""),
     ),

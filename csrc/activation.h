@@ -1,6 +1,6 @@
 /* The activations, and their derivatives written in the activation's output.
  *
- * All that are curved are made of exp on a reduced argument, as vectors; what they cost in accuracy stands
+ * sigmoid, tanh and elu are made of exp on a reduced argument, as vectors; what they cost in accuracy stands
  * above each, measured over all float32 inputs by tests/test_accuracy.py. No tables, no branches on data.
  * Next: product.h.
  */
@@ -36,7 +36,7 @@ INLINE void exp_reduce(const int n, const int exact, vec *x, bits *exponent) {
     EACH(exact) x[i] = v_fnma(t[i], low, x[i]);
 }
 
-/* x becomes expm1(r) = r + r^2 q(r), with q the best polynomial on |r| <= ln 2 / 2; its relative error is 1.4e-8 in float32
+/* two_n becomes 2^n, x expm1(r) = r + r^2 q(r), with q the best polynomial on |r| <= ln 2 / 2; its relative error is 1.4e-8 in float32
  * (degree 4) and 1.9e-17 in float64 (degree 9). */
 INLINE void exp_parts(const int n, vec *x, vec *two_n) {
 #ifdef FRNN_DOUBLE

@@ -125,7 +125,7 @@ INLINE void tile(const int rows, const int asking, const int panels, const int v
     }
     UNROLL for (int m0 = 0; m0 < rows; m0 += most) {
         const int some = rows - m0 < most ? rows - m0 : most;
-        if (halves && late) {
+        if (late) {
             const real *row[8];
             UNROLL for (int m = 0; m < some; m++) row[m] = a->row[m0 + m] + a->at + a->K - LATE;
             UNROLL for (int k = 0; k < LATE; k++) {
