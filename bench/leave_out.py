@@ -140,7 +140,7 @@ TECHNIQUES = (
     technique(
         "weight gradients by chunks of steps, not at the end",
         "lstm-training-h64-b128 lstm-training-h128-b128 gru-training-h256-b128",
-        ("kernels.h", "run->B < GRAD_ROWS ? GRAD_ROWS / (run->B ? run->B : 1) : 1;", "run->T ? run->T : 1;"),
+        ("kernels.h", "rows < GRAD_ROWS ? GRAD_ROWS / (rows ? rows : 1) : 1;", "run->T ? run->T : 1;"),
     ),
     technique(
         "weights packed by squares, transposed in registers",
@@ -165,7 +165,12 @@ TECHNIQUES = (
     technique(
         "rows that stand evenly multiplied in place",
         "rnn-training-h64-b32 rnn-training-h128-b8 gru-training-h128-b32",
-        ("gradient.h", "if (even == depth) return", "if (0) return"),
+        ("gradient.h", "if (even == depth &&", "if (0 &&"),
+    ),
+    technique(
+        "a small network's batch in two shards",
+        "gru-training-h16-b8 lstm-training-h16-b32 rnn-training-h64-b8",
+        ("share.c", "<= SHARD_STATES ? FRNN_SHARDS : 1;", "<= SHARD_STATES ? 1 : 1;"),
     ),
     technique(
         "a layer's weight gradients shared as one piece of work",

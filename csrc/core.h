@@ -80,7 +80,11 @@ typedef struct frnn_lane {
     void *carry_h, *carry_c; /* backward: [B, Pp], [B, Hp] */
 } frnn_lane;
 
-enum { FRNN_MAX_GROUPS = 8 }; /* of threads, with layers or a direction of their own */
+enum { FRNN_MAX_GROUPS = 8 }; /* of threads, with layers, a direction or a shard of their own */
+
+/* A small network is trained on parts of a batch that are runs by themselves, each with its part of the tape and its own
+ * sums of weight gradients, which are added in the end. With more than two, a thread that takes several has low tiles. */
+enum { FRNN_SHARDS = 2 };
 
 /* One call, as the kernels see it. */
 typedef struct frnn_run {
@@ -88,6 +92,7 @@ typedef struct frnn_run {
     const frnn_call *call;
     const frnn_grads *grads;
     int64_t T, B, rows; /* rows: real steps, the sum of the lengths */
+    int64_t batch, row0; /* the caller's B; without lengths, which of its rows is the first here */
     /* NULL without lengths; of sorted rows [B] which of the caller's each is, its length, and where its last step stands in the
      * caller's [T, B] rows; of steps, [T+1]. */
     const int64_t *perm, *length, *last, *active, *first;
@@ -102,6 +107,11 @@ typedef struct frnn_run {
     int joint;           /* whether a step makes the input's product with its own; else that comes first, by chunks */
     int size, groups;    /* threads, and groups of them: 2 for two directions, or each some of the layers */
     int by_panel;        /* how a group shares a step: by panels of units or by rows */
+    int shards;          /* parts of the batch, or 1, of which each sums its weight gradients by itself */
+    int sharded;         /* whether each is a run by itself, and the tape theirs; else they are but for the sums */
+    const struct frnn_run *shard; /* [shards], if so or in backward */
+    int64_t shard_rows;  /* B of the largest */
+    int index;           /* which of them this run is */
     int64_t layers[FRNN_MAX_GROUPS + 1]; /* one direction: group g runs the layers from layers[g] to layers[g + 1] */
     frnn_barrier *team, *group; /* of all, and [groups] */
     void *const *scratch; /* per thread */
@@ -110,6 +120,13 @@ typedef struct frnn_run {
 
 /* The first thread of a group. */
 static inline int frnn_group_start(int group, int groups, int size) { return (group * size + groups - 1) / groups; }
+
+/* How many numbers the i-th of a track's six parameters has, where the cell has it. */
+static inline int64_t frnn_parameter_size(const frnn_weights *w, int64_t track, int i) {
+    const int64_t of_gates = w->gates * w->H;
+    const int64_t sizes[] = {of_gates * w->tracks[track].I, of_gates * w->P, of_gates, of_gates, w->P * w->H, of_gates - w->H};
+    return sizes[i];
+}
 
 /* Whether groups of threads run layers at the same time. */
 static inline int frnn_layered(const frnn_run *run) { return run->groups > 1 && run->weights->spec.num_directions == 1; }

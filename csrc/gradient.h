@@ -1,17 +1,17 @@
 /* After a chunk of steps has run backward: the gradients of weights, biases and inputs that these steps add.
  *
  * dW[u, i] += sum over rows of da[row, u] b[row, i] goes by blocks of at most GRAD_ROWS rows while they are still in a
- * cache, da packed by each thread for itself, b where it does not stand evenly; threads share the outputs, never the sum, so
- * that the bits do not depend on their number.
+ * cache, da packed by each thread for itself, b where it does not stand evenly. Shards of the batch have sums of their own;
+ * else threads share the outputs, never a sum: the bits do not depend on their number.
  */
 #ifndef FRNN_GRADIENT_H
 #define FRNN_GRADIENT_H
 
 #include "sequence.h"
 
-/* What a gate's gradient is multiplied by. INPUT: the track's input; STATE: h before the step; CELL, NEW_CELL: c before
- * and after it; RESET_STATE: r h; MERGED: the output before the projection. */
-typedef enum operand { INPUT, STATE, CELL, NEW_CELL, RESET_STATE, MERGED } operand;
+/* What meets in a weight gradient. GATES: their gradients; PROJECTED: dL/dh of a projection. INPUT: the track's input; STATE:
+ * h before the step; CELL, NEW_CELL: c before and after it; RESET_STATE: r h; MERGED: the output before the projection. */
+typedef enum operand { GATES, PROJECTED, INPUT, STATE, CELL, NEW_CELL, RESET_STATE, MERGED } operand;
 
 /* The step that packed row n belongs to, and its row there. */
 typedef struct place {
@@ -34,6 +34,8 @@ INLINE const real *operand_row(const frnn_run *run, int64_t k, operand what, pla
     const frnn_lane *lane = &run->lanes[k];
     const int64_t n = first(run, at.s) + at.r;
     switch (what) {
+    case GATES: *ld = w->planes * w->Hp; return (const real *)lane->gates + n * *ld;
+    case PROJECTED: *ld = w->Pp; return (const real *)lane->dh + n * *ld;
     case INPUT: *ld = lane->x_ld; break;
     case STATE: *ld = w->Pp; return taped_row(run, lane->h, w->Pp, at.s) + at.r * w->Pp;
     case CELL: *ld = w->Hp; return taped_row(run, lane->c, w->Hp, at.s) + at.r * w->Hp;
@@ -44,18 +46,54 @@ INLINE const real *operand_row(const frnn_run *run, int64_t k, operand what, pla
     return input_row(run, lane, (int)(k % w->spec.num_directions), at.s, at.r);
 }
 
-/* The rows [n, n + count) of an operand. */
-static void find_rows(const frnn_run *run, int64_t k, operand what, int64_t n, int64_t count, const real **rows) {
-    const int one_by_one = what == INPUT && input_scattered(run, &run->lanes[k]);
-    const int reverse = what == INPUT && k % run->weights->spec.num_directions;
-    place at = place_of(run, n);
-    for (int64_t i = 0; i < count;) {
-        const int64_t end = one_by_one ? i + 1 : run->length || reverse ? least(count, i + active(run, at.s) - at.r) : count;
-        int64_t ld = 0;
-        const real *row = operand_row(run, k, what, at, &ld);
-        for (at.r += end - i; i < end; i++, row += ld) rows[i] = row;
-        if (at.r == active(run, at.s)) at.r = 0, at.s++; /* or all is done */
+/* Which row of a run its shard's row r is; the run may be the shard itself. */
+INLINE int64_t row_of_shard(const frnn_run *run, const frnn_run *shard, int64_t r) {
+    return run == shard ? r : run->perm ? shard->index + r * run->shards : shard->row0 + r;
+}
+
+/* Rows of an operand, one after the other: `height` of a step stand ld reals apart, the next step's `apart` reals behind
+ * them; or each where the list says. */
+typedef struct rows {
+    const real *row, *step; /* the next row; the first of its step */
+    int64_t ld, r, height, apart;
+    const real *const *list;
+} rows;
+
+INLINE const real *next_row(rows *a) {
+    if (a->list) return *a->list++;
+    const real *const row = a->row;
+    a->row += a->ld;
+    if (++a->r == a->height) a->r = 0, a->row = a->step += a->apart;
+    return row;
+}
+
+/* Whether the next `count` rows stand ld reals apart. */
+INLINE int in_line(const rows *a, int64_t count) { return !a->list && count <= a->height - a->r; }
+
+/* Of a shard's rows [n, n + count) of an operand; list: [count], in case. */
+static rows find_rows(const frnn_run *run, const frnn_run *shard, int64_t k, operand what, int64_t n, int64_t count,
+                      const real **list) {
+    const place at = place_of(shard, n);
+    int64_t ld = 0, s = at.s, r = at.r;
+    if (!run->perm) { /* steps, too, stand at even distances */
+        const real *const step = operand_row(run, k, what, (place){s, row_of_shard(run, shard, 0)}, &ld);
+        const int64_t outer = k % run->weights->spec.num_directions ? -run->batch : run->batch;
+        const int64_t apart = what == INPUT && !run->lanes[k].x_packed ? outer : run->B;
+        if (apart == shard->B) return (rows){.row = step + r * ld, .ld = ld, .height = INT64_MAX};
+        return (rows){step + r * ld, step, ld, r, shard->B, apart * ld, NULL};
     }
+    if (run == shard && (what == GATES || what == PROJECTED)) { /* by packed number */
+        const real *const row = operand_row(run, k, what, at, &ld);
+        return (rows){.row = row, .ld = ld, .height = INT64_MAX};
+    }
+    const int one_by_one = run != shard || (what == INPUT && input_scattered(run, &run->lanes[k]));
+    for (int64_t i = 0; i < count;) {
+        const int64_t end = one_by_one ? i + 1 : least(count, i + active(shard, s) - r);
+        const real *row = operand_row(run, k, what, (place){s, row_of_shard(run, shard, r)}, &ld);
+        for (r += end - i; i < end; i++, row += ld) list[i] = row;
+        if (r == active(shard, s)) r = 0, s++; /* or all is done */
+    }
+    return (rows){.list = list};
 }
 
 /* How many columns of a right operand meet all of the left one before the next do. To pack the left one anew, vector by vector
@@ -120,8 +158,8 @@ static void add_group(const scratch *mine, lines right, int64_t depth, int64_t h
 
 /* A gradient of weights: [blocks * units, columns] += left^T right, and of the biases beside them: the sums of left. */
 typedef struct weight_grad {
-    const real *left; /* [rows, left_ld]: of each block its units, `plane` reals into the row */
-    int64_t left_ld, units;
+    operand left; /* of each block its units, `plane` reals into the row */
+    int64_t units;
     int blocks;
     int64_t plane[4];
     operand right;
@@ -129,19 +167,47 @@ typedef struct weight_grad {
     real *weight, *bias; /* bias: NULL where there is none */
 } weight_grad;
 
-/* Columns [c0, c0 + width) of rows mine->from[0], ...: where they stand, if that is at even distances of at most IN_PLACE
+/* Vectors 0 to `last` of each row from column c on, that of `lanes` lanes. */
+INLINE void copy_columns(rows from, int64_t depth, int64_t c, const int last, int lanes, real *to, int64_t ld) {
+    for (int64_t d = 0; d < depth; d++, to += ld) {
+        const real *const row = next_row(&from) + c;
+        for (int v = 0; v < last; v++) v_store(to + v * LANES, v_load(row + v * LANES));
+        v_store(to + last * LANES, v_load_n(row + last * LANES, lanes));
+    }
+}
+
+/* A vector of each row of a left operand, that at `at`, and their sum, in four parts: an addition must not wait for the last
+ * one. */
+INLINE vec copy_vectors(rows from, int64_t depth, int64_t at, const int line, real *to) {
+    vec sum[4] = {0};
+    for (int64_t d = 0; d < depth; d++) {
+        const vec a = v_load((line ? from.row + d * from.ld : next_row(&from)) + at);
+        v_store(to + d * LANES, a);
+        sum[d % 4] += a;
+    }
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+/* Columns [c0, c0 + width) of a right operand's rows: where they stand, if that is at even distances of at most IN_PLACE
  * reals (farther apart than a few times what a tile takes of each they push each other out of L2) and in whole vectors;
  * else packed. */
 enum { IN_PLACE = 8 * GROUP };
-static lines right_operand(const scratch *mine, const weight_grad *job, int64_t depth, int64_t c0, int64_t width) {
-    const int64_t ld = depth > 1 ? mine->from[1] - mine->from[0] : 0;
-    int64_t even = ld < -IN_PLACE || ld > IN_PLACE || (job->right == INPUT && width % LANES) ? 0 : 1;
-    while (even && even < depth && mine->from[even] == mine->from[0] + even * ld) even++;
-    if (even == depth) return (lines){(real *)mine->from[0] + c0, ld, GROUP};
+static lines right_operand(const scratch *mine, const weight_grad *job, rows from, int64_t depth, int64_t c0, int64_t width) {
+    const real *const first = from.list ? from.list[0] : from.row;
+    const int64_t ld = !from.list ? from.ld : depth > 1 ? from.list[1] - first : 0;
+    int64_t even = in_line(&from, depth) ? depth : 0;
+    while (from.list && even < depth && from.list[even] == first + even * ld) even++;
+    if (even == depth && ld >= -IN_PLACE && ld <= IN_PLACE && !(job->right == INPUT && width % LANES))
+        return (lines){(real *)first + c0, ld, GROUP};
     const lines copy = packed_lines(mine->right, width);
-    for (int64_t d = 0; d < depth; d++)
-        for (int64_t q = 0; q < width; q += LANES)
-            v_store(line_at(copy, d, q), v_load_n(mine->from[d] + c0 + q, lanes_left(width, q)));
+    for (int64_t q = 0; q < width; q += GROUP) {
+        const int64_t columns = least(GROUP, width - q), last = (columns - 1) / LANES;
+        const int lanes = lanes_left(columns, last * LANES);
+        if (last == 0) copy_columns(from, depth, c0 + q, 0, lanes, line_at(copy, 0, q), copy.ld);
+        else if (last == 1) copy_columns(from, depth, c0 + q, 1, lanes, line_at(copy, 0, q), copy.ld);
+        else if (last == 2) copy_columns(from, depth, c0 + q, 2, lanes, line_at(copy, 0, q), copy.ld);
+        else copy_columns(from, depth, c0 + q, 3, lanes, line_at(copy, 0, q), copy.ld);
+    }
     return copy;
 }
 
@@ -149,30 +215,26 @@ static lines right_operand(const scratch *mine, const weight_grad *job, int64_t 
 INLINE int64_t grad_vectors(const weight_grad *job) { return (job->units + LANES - 1) / LANES; }
 INLINE int64_t grad_cost(const weight_grad *job) { return job->columns + 1; }
 
-/* What rows [n0, n1) add to it: vectors [i0, i1) of all blocks' units. */
-static void add_weight_grad(const frnn_run *run, const scratch *mine, int64_t k, const weight_grad *job, int64_t n0,
-                            int64_t n1, int64_t i0, int64_t i1) {
+/* What a shard's rows [n0, n1) add to it: vectors [i0, i1) of all blocks' units. */
+static void add_weight_grad(const frnn_run *run, const frnn_run *shard, const scratch *mine, int64_t k,
+                            const weight_grad *job, int64_t n0, int64_t n1, int64_t i0, int64_t i1) {
     const int64_t groups = grad_vectors(job), pieces = i0 < i1 ? (n1 - n0 + GRAD_ROWS - 1) / GRAD_ROWS : 0;
     const int64_t most = grad_columns(run->l2);
     for (int64_t piece = 0; piece < pieces; piece++) {
         const int64_t n = n0 + (n1 - n0) * piece / pieces, depth = n0 + (n1 - n0) * (piece + 1) / pieces - n;
-        find_rows(run, k, job->right, n, depth, mine->from);
+        const rows from = find_rows(run, shard, k, job->left, n, depth, (const real **)mine->to);
+        const rows beside = find_rows(run, shard, k, job->right, n, depth, mine->from);
         int64_t c0 = 0;
         do { /* once at least, for the biases */
             const int64_t width = least(most, job->columns - c0);
-            const lines right = right_operand(mine, job, depth, c0, width);
+            const lines right = right_operand(mine, job, beside, depth, c0, width);
             for (int64_t i = i0; i < i1; i++) {
                 const int64_t block = i / groups, u = i % groups * LANES, height = lanes_left(job->units, u);
-                const real *from = job->left + n * job->left_ld + job->plane[block] + u;
-                vec sum[4] = {0}; /* apart, for an addition must not wait for the last one */
-                for (int64_t d = 0; d < depth; d++, from += job->left_ld) {
-                    const vec da = v_load(from);
-                    v_store(mine->left + d * LANES, da);
-                    sum[d % 4] += da;
-                }
+                const int64_t at = job->plane[block] + u;
+                const vec sum = in_line(&from, depth) ? copy_vectors(from, depth, at, 1, mine->left) : copy_vectors(from, depth, at, 0, mine->left);
                 if (job->bias && c0 == 0) {
                     real *bias = job->bias + block * job->units + u;
-                    v_store_n(bias, v_load_n(bias, (int)height) + ((sum[0] + sum[1]) + (sum[2] + sum[3])), (int)height);
+                    v_store_n(bias, v_load_n(bias, (int)height) + sum, (int)height);
                 }
                 add_group(mine, right, depth, height, width, job->weight + (block * job->units + u) * job->columns + c0, job->columns);
             }
@@ -187,45 +249,49 @@ INLINE int64_t nearest_edge(int64_t cost, int64_t each, int64_t vectors) {
 }
 
 /* The same of several, all of which threads share as one: a small layer's gate has but one vector of units. */
-static void add_weight_grads(const frnn_run *run, const scratch *mine, int64_t k, const weight_grad *jobs, int count, int64_t n0,
-                             int64_t n1, int rank, int size) {
+static void add_weight_grads(const frnn_run *run, const frnn_run *shard, const scratch *mine, int64_t k,
+                             const weight_grad *jobs, int count, int64_t n0, int64_t n1, int rank, int size) {
     int64_t all = 0, before = 0;
     for (int j = 0; j < count; j++) all += jobs[j].blocks * grad_vectors(&jobs[j]) * grad_cost(&jobs[j]);
     const int64_t from = all * rank / size, to = all * (rank + 1) / size;
     for (int j = 0; j < count; j++) {
         const int64_t vectors = jobs[j].blocks * grad_vectors(&jobs[j]), cost = grad_cost(&jobs[j]);
-        add_weight_grad(run, mine, k, &jobs[j], n0, n1, nearest_edge(from - before, cost, vectors),
+        add_weight_grad(run, shard, mine, k, &jobs[j], n0, n1, nearest_edge(from - before, cost, vectors),
                         nearest_edge(to - before, cost, vectors));
         before += vectors * cost;
     }
 }
 
-/* The gradient of a gate's diagonal peephole, [units]: over rows [n0, n1) the sum of da c. */
-static void add_peephole_grad(const frnn_run *run, const scratch *mine, int64_t k, int plane, operand cell, int64_t n0,
-                              int64_t n1, int rank, int size, real *out) {
+/* The gradient of a gate's diagonal peephole, [units]: over a shard's rows [n0, n1) the sum of da c. */
+static void add_peephole_grad(const frnn_run *run, const frnn_run *shard, const scratch *mine, int64_t k, int plane, operand cell,
+                              int64_t n0, int64_t n1, int rank, int size, real *out) {
     const frnn_weights *w = run->weights;
-    const int64_t groups = w->Hp / LANES, ld = w->planes * w->Hp;
+    const int64_t groups = w->Hp / LANES;
     for (int64_t n = n0; n < n1; n += GRAD_ROWS) {
         const int64_t depth = least(GRAD_ROWS, n1 - n);
-        find_rows(run, k, cell, n, depth, mine->from);
+        const rows from = find_rows(run, shard, k, GATES, n, depth, (const real **)mine->to);
+        const rows beside = find_rows(run, shard, k, cell, n, depth, mine->from);
         for (int64_t u = groups * rank / size * LANES; u < groups * (rank + 1) / size * LANES; u += LANES) {
-            const real *da = (const real *)run->lanes[k].gates + n * ld + plane * w->Hp + u;
             vec sum = v_load_n(out + u, lanes_left(w->H, u));
-            for (int64_t d = 0; d < depth; d++, da += ld) sum = v_fma(v_load(da), v_load(mine->from[d] + u), sum);
+            rows left = from, right = beside;
+            for (int64_t d = 0; d < depth; d++)
+                sum = v_fma(v_load(next_row(&left) + plane * w->Hp + u), v_load(next_row(&right) + u), sum);
             v_store_n(out + u, sum, lanes_left(w->H, u));
         }
     }
 }
 
-/* What rows [n0, n1) add to the gradients of a track's parameters, this thread's part. grads: the track's six pointers. */
-static void add_track_grads(const frnn_run *run, const scratch *mine, int64_t k, void *const *grads, int64_t n0, int64_t n1,
-                            int rank, int size) {
+/* What steps [s0, s1) of a shard add to its gradients of a track's parameters, this thread's part. */
+static void add_track_grads(const frnn_run *run, const frnn_run *shard, const scratch *mine, int64_t k, int64_t s0,
+                            int64_t s1, int rank, int size) {
     const frnn_weights *w = run->weights;
     const frnn_spec *spec = &w->spec;
     const frnn_lane *lane = &run->lanes[k];
+    void *const *const grads = shard->grads->params + 6 * k;
+    const int64_t n0 = first(shard, s0), n1 = first(shard, s1);
     const int64_t H = w->H, Hp = w->Hp;
     const int gru = spec->kind == FRNN_KIND_GRU, before = gru && spec->reset == FRNN_RESET_BEFORE;
-    const weight_grad of_gates = {.left = lane->gates, .left_ld = w->planes * Hp, .units = H, .blocks = w->gates};
+    const weight_grad of_gates = {.left = GATES, .units = H, .blocks = w->gates};
 
     weight_grad jobs[3] = {of_gates, of_gates}, *const input = jobs, *const state = jobs + 1, *const more = jobs + 2;
     int count = 2;
@@ -243,15 +309,14 @@ static void add_track_grads(const frnn_run *run, const scratch *mine, int64_t k,
         state->blocks = 2, more->blocks = 1, count = 3;
     }
     if (grads[4]) {
-        *more = (weight_grad){.left = lane->dh, .left_ld = w->Pp, .units = w->P, .blocks = 1, .right = MERGED,
-                              .columns = H, .weight = grads[4]};
+        *more = (weight_grad){.left = PROJECTED, .units = w->P, .blocks = 1, .right = MERGED, .columns = H, .weight = grads[4]};
         count = 3;
     }
-    add_weight_grads(run, mine, k, jobs, count, n0, n1, rank, size);
+    add_weight_grads(run, shard, mine, k, jobs, count, n0, n1, rank, size);
     if (grads[5]) /* all gates but g, and o sees the new c */
         for (int row = 0; row < w->gates - 1; row++) {
             const int is_o = row == w->gates - 2;
-            add_peephole_grad(run, mine, k, row + is_o, is_o ? NEW_CELL : CELL, n0, n1, rank, size, (real *)grads[5] + row * H);
+            add_peephole_grad(run, shard, mine, k, row + is_o, is_o ? NEW_CELL : CELL, n0, n1, rank, size, (real *)grads[5] + row * H);
         }
 }
 
@@ -262,7 +327,8 @@ static void input_grad(const frnn_run *run, const scratch *mine, int64_t k, real
     const int reverse = (int)(k % w->spec.num_directions);
     const int64_t I = lane->w->I, panels = (I + LANES - 1) / LANES, depth = w->gates * w->Hp, ld = w->planes * w->Hp;
     const int64_t low = n0 + (n1 - n0) * rank / size, high = n0 + (n1 - n0) * (rank + 1) / size;
-    const int direct = !reverse && I % LANES == 0, even = direct && !run->perm; /* a tile may write to dx itself; in order */
+    const int direct = !reverse && I % LANES == 0; /* a tile may write to dx itself; if all rows are here, in order */
+    const int even = direct && !run->perm && run->B == run->batch;
     for (int64_t p = 0; p < panels;) {
         const shape form = shape_of(1, 0, high - low, panels - p);
         const int64_t width = form.panels * LANES;

@@ -2,8 +2,8 @@
  *
  * forward() and backward() are a thread's part of one call: (rank, size) in, nothing allocated, no globals. Threads
  * share rows of the batch (and wait for each other at weight gradients alone), or panels of units (one barrier a step).
- * Groups of them take a direction each, or some layers each, a chunk of steps behind those below. plan.c prepares the
- * run and starts the team. Read lstm.h for what happens between two products.
+ * Groups of them take a direction each, or some layers each, a chunk of steps behind those below; or shards of the batch,
+ * which are runs by themselves. plan.c prepares the run and starts the team. Read lstm.h for what happens between two products.
  */
 #ifndef FRNN_KERNELS_H
 #define FRNN_KERNELS_H
@@ -231,7 +231,7 @@ static void store_state_grad(const step *k, int64_t r, int rows, int64_t p, int 
     const int see_cell = w->spec.peephole == FRNN_PEEPHOLE_CELL;
     for (int i = 0; i < rows; i++, r++)
         for (int q = 0; q < panels; q++, z += LANES) {
-            const int64_t u = (p + q) * LANES, at = k->k * k->run->B + outer_batch(k->run, r);
+            const int64_t u = (p + q) * LANES, at = k->k * k->run->batch + outer_batch(k->run, r);
             vec dh = v_load(z);
             if (see_cell) {
                 const vec dc = dh + v_load((const real *)k->lane->carry_c + r * w->Hp + u);
@@ -268,12 +268,12 @@ static void clear_past_ends(const frnn_run *run, real *rows, int64_t n, int64_t 
     if (!run->perm || !rows) return;
     for (int64_t r = run->B * rank / size; r < run->B * (rank + 1) / size; r++)
         for (int64_t t = run->length[r]; t < run->T; t++)
-            memset(rows + (t * run->B + run->perm[r]) * ld, 0, (size_t)n * sizeof(real));
+            memset(rows + (t * run->batch + run->perm[r]) * ld, 0, (size_t)n * sizeof(real));
 }
 
 /* The state or gradient of track k in a caller's [L*D, B, n] array, or NULL. */
 INLINE real *track_state(const frnn_run *run, const void *base, int64_t k, int64_t n) {
-    return base ? (real *)base + k * run->B * n : NULL;
+    return base ? (real *)base + k * run->batch * n : NULL;
 }
 
 /* ---- forward ----------------------------------------------------------------------------------------------------- */
@@ -406,6 +406,14 @@ static share share_of(const frnn_run *run, int rank, int size, int *group) {
     return me;
 }
 
+/* A task for every shard: some threads take each, or each some. */
+static void run_shards(const frnn_run *run, frnn_task task, int rank, int size) {
+    const int n = run->shards, i = rank * n / size, start = frnn_group_start(i, n, size);
+    if (size > n) task((void *)&run->shard[i], rank - start, frnn_group_start(i + 1, n, size) - start);
+    else
+        for (int k = i; k < n * (rank + 1) / size; k++) task((void *)&run->shard[k], 0, 1);
+}
+
 static void forward(void *arg, int rank, int size) {
     const frnn_run *run = arg;
     const frnn_weights *w = run->weights;
@@ -413,6 +421,10 @@ static void forward(void *arg, int rank, int size) {
     if (size < run->size) { /* a thread could not be had: the barriers would wait for it */
         if (rank) return;
         size = 1;
+    }
+    if (run->sharded) {
+        run_shards(run, forward, rank, size);
+        return;
     }
     const uint64_t flush = v_flush_on();
     const scratch mine = carve(run, rank);
@@ -511,13 +523,16 @@ static void backward_track(const frnn_run *run, const share *me, const scratch *
 /* Weight gradients go by chunks of steps, while a chunk's rows are still in a cache: the one that step s1 - 1 is in. Counted from
  * the end whoever shares the work: the sums' bits hang on it. */
 static span grad_chunk(const frnn_run *run, int64_t s1) {
-    const int64_t steps = run->B < GRAD_ROWS ? GRAD_ROWS / (run->B ? run->B : 1) : 1;
+    const int64_t rows = run->shard_rows, steps = rows < GRAD_ROWS ? GRAD_ROWS / (rows ? rows : 1) : 1;
     const int64_t end = run->T - (run->T - s1) / steps * steps;
     return (span){end > steps ? end - steps : 0, end};
 }
 
 static void add_chunk_grads(const frnn_run *run, const share *me, const scratch *mine, int64_t k, span chunk) {
-    add_track_grads(run, mine, k, run->grads->params + 6 * k, first(run, chunk.start), first(run, chunk.end), me->rank, me->size);
+    if (run->shards == 1) add_track_grads(run, run, mine, k, chunk.start, chunk.end, me->rank, me->size);
+    else
+        for (int i = 0; i < run->shards; i++)
+            add_track_grads(run, &run->shard[i], mine, k, chunk.start, chunk.end, me->rank, me->size);
 }
 
 INLINE real *layer_input_grad(const frnn_run *run, int64_t layer) { return layer ? run->mid[layer & 1] : run->grads->dx; }
@@ -575,6 +590,31 @@ static void backward_waves(const frnn_run *run, const share *me, const scratch *
     }
 }
 
+/* A shard's gradients of parameters begin with zeros, but for the first one's, which are the caller's. */
+static void clear_grads(const frnn_run *shard, int rank, int size) {
+    const frnn_weights *w = shard->weights;
+    for (int64_t n = 0; n < 6 * w->spec.num_layers * w->spec.num_directions; n++) {
+        real *const grad = shard->grads->params[n];
+        const span part = part_of(frnn_parameter_size(w, n / 6, (int)(n % 6)), rank, size);
+        if (grad && part.start < part.end) memset(grad + part.start, 0, (size_t)(part.end - part.start) * sizeof(real));
+    }
+}
+
+/* The sum of all shards' gradients, in order. */
+static void add_shards(const frnn_run *run, int rank, int size) {
+    const frnn_weights *w = run->weights;
+    for (int64_t n = 0; n < 6 * w->spec.num_layers * w->spec.num_directions; n++) {
+        real *const to = run->grads->params[n];
+        const span part = part_of(frnn_parameter_size(w, n / 6, (int)(n % 6)), rank, size);
+        for (int64_t j = part.start; to && j < part.end; j += LANES) {
+            const int lanes = lanes_left(part.end, j);
+            vec sum = v_load_n(to + j, lanes);
+            for (int i = 1; i < run->shards; i++) sum += v_load_n((const real *)run->shard[i].grads->params[n] + j, lanes);
+            v_store_n(to + j, sum, lanes);
+        }
+    }
+}
+
 static void backward(void *arg, int rank, int size) {
     const frnn_run *run = arg;
     const frnn_weights *w = run->weights;
@@ -583,12 +623,23 @@ static void backward(void *arg, int rank, int size) {
         size = 1;
     }
     const uint64_t flush = v_flush_on();
-    const scratch mine = carve(run, rank);
-    int group;
-    const share me = share_of(run, rank, size, &group);
-    clear_past_ends(run, run->grads->dx, w->tracks[0].I, w->tracks[0].I, rank, size);
-    if (size > 1 && frnn_layered(run)) backward_waves(run, &me, &mine, group);
-    else backward_layers(run, &me, &mine, group, rank, size);
+    if (run->sharded) {
+        run_shards(run, backward, rank, size);
+    } else {
+        const scratch mine = carve(run, rank);
+        int group;
+        const share me = share_of(run, rank, size, &group);
+        clear_past_ends(run, run->grads->dx, w->tracks[0].I, w->tracks[0].I, rank, size);
+        if (run->index) clear_grads(run, rank, size);
+        for (int i = 1; i < run->shards; i++) clear_grads(&run->shard[i], rank, size);
+        if (size > 1 && (run->index || run->shards > 1)) frnn_barrier_wait(run->team);
+        if (size > 1 && frnn_layered(run)) backward_waves(run, &me, &mine, group);
+        else backward_layers(run, &me, &mine, group, rank, size);
+    }
+    if (run->shards > 1) {
+        if (size > 1) frnn_barrier_wait(run->team);
+        add_shards(run, rank, size);
+    }
     v_flush_restore(flush);
 }
 

@@ -25,6 +25,7 @@ struct frnn_plan {
     size_t bytes;
     frnn_trial trials[3]; /* forward, forward with a tape, backward */
     frnn_run run;         /* the call under way, or the last, whose arrays may be gone */
+    frnn_run shard[FRNN_SHARDS]; /* where it is sharded, its parts */
     frnn_trial *doubt;    /* that decided how the run is shared, or NULL */
     int settled;          /* whether a plain call of the same sizes may be run as it stands */
     int threads;          /* the team's size when it was prepared */
@@ -146,6 +147,14 @@ static void lay_out_track(const frnn_run *run, frnn_lane *lane, arena *a) {
     lane->dh = w->spec.proj_size ? take(a, run->rows, (size_t)w->Pp * size) : NULL;
 }
 
+/* A tape begins with whether it is sharded: forward decides that, whatever the number of threads when backward comes. */
+static void set_sharded(void *tape, int sharded) { memcpy(tape, &sharded, sizeof sharded); }
+static int is_sharded(const frnn_run *run) {
+    int sharded;
+    memcpy(&sharded, run->call->tape, sizeof sharded);
+    return sharded == 1 && run->shards > 1;
+}
+
 /* One direction reads the layer below from its tape of h, unless dropout came in between. */
 static int reads_tape(const frnn_run *run) {
     return run->taped && run->weights->spec.num_directions == 1 && !run->call->masks;
@@ -162,6 +171,7 @@ static void *take_between(const frnn_run *run, arena *a, int64_t rows) {
 static void lay_out_tape(const frnn_run *run, frnn_lane *lanes, void **between, arena *tape) {
     const frnn_spec *s = &run->weights->spec;
     frnn_lane spare;
+    take(tape, 1, sizeof(int)); /* see is_sharded */
     for (int64_t k = 0; k < s->num_layers * s->num_directions; k++) lay_out_track(run, lanes ? &lanes[k] : &spare, tape);
     for (int64_t layer = 1; layer < s->num_layers && !reads_tape(run); layer++) {
         void *const rows = take_between(run, tape, run->T * run->B);
@@ -172,7 +182,106 @@ static void lay_out_tape(const frnn_run *run, frnn_lane *lanes, void **between, 
 /* The sizes of a run that its tape follows from. */
 static void begin_run(frnn_run *run, const frnn_weights *w, const frnn_call *call, const frnn_grads *grads) {
     *run = (frnn_run){.weights = w, .call = call, .grads = grads, .T = call->T, .B = call->B,
-                      .rows = real_steps(call), .taped = call->tape != NULL};
+                      .rows = real_steps(call), .batch = call->B, .taped = call->tape != NULL};
+    run->shards = run->taped ? frnn_shards(w, run->T, run->B) : 1;
+    run->shard_rows = (run->B + run->shards - 1) / run->shards;
+}
+
+/* Of sorted rows a shard has every shards-th: about as many steps as another. */
+static void lay_out_shard_lengths(const frnn_run *run, frnn_run *shard, arena *a) {
+    int64_t *const perm = take(a, shard->B, sizeof *perm), *const length = take(a, shard->B, sizeof *length);
+    int64_t *const last = take(a, shard->B, sizeof *last);
+    int64_t *const active = take(a, run->T + 1, sizeof *active), *const first = take(a, run->T + 1, sizeof *first);
+    shard->perm = perm, shard->length = length, shard->last = last, shard->active = active, shard->first = first;
+    if (!a->base) return;
+    const int64_t n = run->shards, i = shard->index;
+    for (int64_t r = 0, from = i; r < shard->B; r++, from += n)
+        perm[r] = run->perm[from], length[r] = run->length[from], last[r] = run->last[from];
+    first[0] = 0;
+    for (int64_t s = 0; s <= run->T; s++) {
+        active[s] = (run->active[s] - i + n - 1) / n;
+        if (s < run->T) first[s + 1] = first[s] + active[s];
+    }
+    shard->rows = first[run->T];
+}
+
+/* What backward carries from step to step: of all layers, or where each is done before the next begins, of one. */
+static void lay_out_carried(const frnn_run *run, frnn_lane *lanes, arena *a) {
+    const frnn_weights *w = run->weights;
+    const int64_t D = w->spec.num_directions, L = w->spec.num_layers, apart = frnn_layered(run) ? L : D;
+    const size_t size = (size_t)w->spec.real_size;
+    void *h = NULL, *c = NULL;
+    for (int64_t k = 0; k < L * D; k++) {
+        if (k < apart) {
+            h = take(a, run->B, (size_t)w->Pp * size), c = take(a, run->B, (size_t)w->Hp * size);
+            take(a, run->size > 1, FRNN_APART);
+        }
+        if (!lanes) continue;
+        lanes[k].carry_h = k < apart ? h : lanes[k - apart].carry_h;
+        lanes[k].carry_c = k < apart ? c : lanes[k - apart].carry_c;
+    }
+}
+
+/* A shard's gradients of parameters: the first one's are the caller's. */
+static frnn_grads *lay_out_shard_grads(const frnn_run *run, int index, arena *a) {
+    const frnn_weights *w = run->weights;
+    const int64_t n = 6 * w->spec.num_layers * w->spec.num_directions;
+    frnn_grads *const grads = take(a, 1, sizeof *grads);
+    void **const params = take(a, n, sizeof *params);
+    if (a->base) *grads = *run->grads, grads->params = params;
+    for (int64_t i = 0; i < n; i++) {
+        void *grad = run->grads->params[i];
+        const int64_t size = frnn_parameter_size(w, i / 6, (int)(i % 6));
+        if (index && grad) grad = take(a, size, (size_t)w->spec.real_size);
+        if (a->base) params[i] = grad;
+    }
+    return grads;
+}
+
+static void *move_on(void *p, int64_t bytes) { return p ? (char *)p + bytes : NULL; }
+
+/* A shard as a run by itself: its threads, what they write, and its part of each of the tape's sequences, before which so
+ * many of the batch's rows stand, and so many of their steps. */
+static void lay_out_sharded(const frnn_run *run, frnn_run *shard, int64_t rows, int64_t steps, frnn_plan *plan, arena *a) {
+    const frnn_weights *w = run->weights;
+    const int64_t tracks = w->spec.num_layers * w->spec.num_directions, size = w->spec.real_size;
+    const int n = run->shards, i = shard->index, several = run->size > n;
+    const int low = several ? frnn_group_start(i, n, run->size) : i * run->size / n;
+    shard->size = several ? frnn_group_start(i + 1, n, run->size) - low : 1;
+    shard->scratch = run->scratch + low;
+    shard->team = shard->group = &plan->group[i];
+    frnn_lane *const lanes = take(a, tracks, sizeof *lanes);
+    for (int64_t k = 0; lanes && k < tracks; k++) {
+        frnn_lane *const lane = &lanes[k];
+        *lane = run->lanes[k];
+        lane->gates = move_on(lane->gates, steps * w->planes * w->Hp * size);
+        lane->h = move_on(lane->h, (rows + steps) * w->Pp * size); /* with an initial state for each row */
+        lane->c = move_on(lane->c, (rows + steps) * w->Hp * size);
+        lane->m = move_on(lane->m, steps * w->Hp * size);
+        lane->dh = move_on(lane->dh, steps * w->Pp * size);
+    }
+    shard->lanes = lanes;
+    if (run->grads) lay_out_carried(shard, lanes, a);
+    take(a, 1, FRNN_APART);
+}
+
+/* The shards of a run that is laid out: in order, or with lengths as cards are dealt. */
+static void lay_out_shards(frnn_run *run, frnn_plan *plan, arena *a) {
+    const int64_t n = run->shards;
+    int64_t rows = 0, steps = 0;
+    run->shard = plan->shard;
+    for (int64_t i = 0; i < n; i++) {
+        frnn_run *const shard = &plan->shard[i];
+        *shard = *run;
+        shard->shards = 1, shard->sharded = 0, shard->index = (int)i;
+        shard->row0 = run->call->lengths ? 0 : run->B * i / n;
+        shard->B = run->call->lengths ? (run->B - i + n - 1) / n : run->B * (i + 1) / n - shard->row0;
+        shard->rows = run->T * shard->B;
+        if (run->call->lengths) lay_out_shard_lengths(run, shard, a);
+        if (run->grads) shard->grads = lay_out_shard_grads(run, (int)i, a);
+        if (run->sharded) lay_out_sharded(run, shard, rows, steps, plan, a);
+        rows += shard->B, steps += shard->rows;
+    }
 }
 
 /* All buffers of a run, in the workspace and on the caller's tape. */
@@ -181,7 +290,6 @@ static void lay_out_run(frnn_run *run, frnn_plan *plan, arena *a) {
     const frnn_spec *s = &w->spec;
     const frnn_call *c = run->call;
     const int64_t D = s->num_directions, L = s->num_layers;
-    const size_t size = (size_t)s->real_size;
     frnn_lane *const lanes = run->lanes = plan->lanes;
     memset(lanes, 0, (size_t)(L * D) * sizeof *lanes);
     lay_out_lengths(run, a);
@@ -202,12 +310,7 @@ static void lay_out_run(frnn_run *run, frnn_plan *plan, arena *a) {
         }
     }
     if (run->grads) {
-        const int64_t apart = frnn_layered(run) ? L : D; /* each layer's last until its next part, or its end */
-        for (int64_t k = 0; k < L * D; k++) {
-            lanes[k].carry_h = k < apart ? take(a, c->B, (size_t)w->Pp * size) : lanes[k - apart].carry_h;
-            lanes[k].carry_c = k < apart ? take(a, c->B, (size_t)w->Hp * size) : lanes[k - apart].carry_c;
-            if (k < apart) take(a, run->size > 1, FRNN_APART);
-        }
+        if (!run->sharded) lay_out_carried(run, lanes, a);
         for (int i = 0; i < 2; i++) run->mid[i] = L > 2 - i ? take_between(run, a, c->T * c->B) : NULL;
     }
     const size_t bytes = w->kernels->scratch_bytes(run);
@@ -216,10 +319,11 @@ static void lay_out_run(frnn_run *run, frnn_plan *plan, arena *a) {
         plan->scratch[i] = take(a, 1, bytes);
     }
     run->scratch = plan->scratch;
+    if (run->sharded || (run->grads && run->shards > 1)) lay_out_shards(run, plan, a);
 }
 
 /* The caller's arrays at the ends of the stack. */
-static void connect_ends(frnn_run *run, const void *x, void *y) {
+static void connect_ends(const frnn_run *run, const void *x, void *y) {
     const frnn_weights *w = run->weights;
     const int64_t D = w->spec.num_directions, last = (w->spec.num_layers - 1) * D;
     for (int64_t d = 0; d < D; d++) {
@@ -229,7 +333,7 @@ static void connect_ends(frnn_run *run, const void *x, void *y) {
 }
 
 /* Where the layers read and write in between, and all else of the caller's. */
-static void connect(frnn_run *run, frnn_plan *plan) {
+static void connect(const frnn_run *run, const frnn_plan *plan) {
     const frnn_weights *w = run->weights;
     const frnn_call *c = run->call;
     const int64_t D = w->spec.num_directions, L = w->spec.num_layers, size = w->spec.real_size;
@@ -272,8 +376,10 @@ static int prepare(frnn_plan *plan, const frnn_call *call, const frnn_grads *gra
     plan->settled = 0;
     plan->threads = frnn_get_threads();
     begin_run(run, plan->weights, call, grads);
+    if (grads) run->sharded = is_sharded(run);
     plan->doubt = frnn_share(run, plan->trials);
-    run->most_rows = run->chunk * run->B;
+    run->most_rows = run->chunk * (run->sharded ? run->shard_rows : run->B);
+    if (run->taped && !grads) set_sharded(call->tape, run->sharded);
     run->between = frnn_layered(run) ? 2 * run->chunk : run->chunk; /* two: one that is written, one that is read */
     arena measure = {0};
     lay_out_run(run, plan, &measure);
@@ -294,6 +400,10 @@ static int prepare(frnn_plan *plan, const frnn_call *call, const frnn_grads *gra
     run->team = &plan->team;
     run->group = plan->group;
     connect(run, plan);
+    for (int i = 0; run->sharded && i < run->shards; i++) {
+        frnn_barrier_init(&plan->group[i], plan->shard[i].size);
+        connect(&plan->shard[i], plan);
+    }
     plan->settled = is_plain(call, grads);
     return FRNN_OK;
 }
@@ -324,6 +434,7 @@ static int run_call(frnn_plan *plan, const frnn_call *call, const frnn_grads *gr
     else if (run->call != call) run->call = call;
     if (!code) {
         connect_ends(run, x, y);
+        for (int i = 0; run->sharded && i < run->shards; i++) connect_ends(&run->shard[i], x, y);
         frnn_trial *const doubt = plan->doubt;
         const int64_t begin = doubt ? frnn_now_ns() : 0;
         const frnn_task task = grads ? w->kernels->backward : w->kernels->forward;
@@ -401,16 +512,18 @@ int64_t frnn_tape_bytes(const frnn_weights *w, const frnn_call *call) {
 }
 
 int frnn_tape_layout(const frnn_weights *w, const frnn_call *call, int64_t k, frnn_tape_view *out) {
-    if (!w || !call || !out) return FRNN_ERROR_NULL;
+    if (!w || !call || !call->tape || !out) return FRNN_ERROR_NULL;
     if (k < 0 || k >= w->spec.num_layers * w->spec.num_directions) return FRNN_ERROR_SIZE;
     frnn_run run;
     const int code = taping_run(&run, w, call);
     if (code) return code;
     arena tape = {.base = (char *)(uintptr_t)ALIGNMENT};
     frnn_lane lane;
+    take(&tape, 1, sizeof(int));
     for (int64_t i = 0; i <= k; i++) lay_out_track(&run, &lane, &tape);
     const int64_t size = w->spec.real_size;
     *out = (frnn_tape_view){
+        .shards = is_sharded(&run) ? run.shards : 1,
         .gates = ((char *)lane.gates - tape.base) / size, .gates_ld = w->planes * w->Hp, .plane = w->Hp,
         .h = ((char *)lane.h - tape.base) / size, .h_ld = w->Pp,
         .c = lane.c ? ((char *)lane.c - tape.base) / size : 0, .c_ld = w->Hp,

@@ -29,13 +29,13 @@ INLINE int64_t first(const frnn_run *run, int64_t s) { return run->first ? run->
  * step_row() on, or with lengths at so many rows behind it as places() says. */
 INLINE const int64_t *places(const frnn_run *run, int reverse) { return reverse ? run->last : run->perm; }
 INLINE int64_t step_row(const frnn_run *run, int reverse, int64_t s) {
-    return (reverse ? (run->perm ? 0 : run->T - 1) - s : s) * run->B;
+    return (reverse ? (run->perm ? 0 : run->T - 1) - s : s) * run->batch + run->row0;
 }
 INLINE int64_t outer_row(const frnn_run *run, int reverse, int64_t s, int64_t r) {
     const int64_t *const place = places(run, reverse);
     return step_row(run, reverse, s) + (place ? place[r] : r);
 }
-INLINE int64_t outer_batch(const frnn_run *run, int64_t r) { return run->perm ? run->perm[r] : r; }
+INLINE int64_t outer_batch(const frnn_run *run, int64_t r) { return run->perm ? run->perm[r] : run->row0 + r; }
 INLINE int64_t steps_of(const frnn_run *run, int64_t r) { return run->length ? run->length[r] : run->T; }
 
 /* A thread's part: rows [r0, r1) of the batch, and of a number of panels those that share_panels says. */
@@ -136,7 +136,7 @@ INLINE int64_t origin(const frnn_run *run, int chunked, int64_t s) { return chun
 /* The row of a layer's input that row r reads at step s, and whether the rows of a step lie in any order: else each stands
  * x_ld reals behind the one before. */
 INLINE const real *input_row(const frnn_run *run, const frnn_lane *lane, int reverse, int64_t s, int64_t r) {
-    const int64_t row = lane->x_packed ? first(run, s) + r : outer_row(run, reverse, s, r) - origin(run, lane->x_chunked, s) * run->B;
+    const int64_t row = lane->x_packed ? first(run, s) + r : outer_row(run, reverse, s, r) - origin(run, lane->x_chunked, s) * run->batch;
     return (const real *)lane->x + row * lane->x_ld;
 }
 INLINE int input_scattered(const frnn_run *run, const frnn_lane *lane) { return run->perm && !lane->x_packed; }
@@ -152,7 +152,7 @@ INLINE real *gates_row(const frnn_run *run, const share *me, const frnn_lane *la
 INLINE step step_at(const frnn_run *run, const share *me, int64_t k, int64_t s) {
     const frnn_weights *w = run->weights;
     const frnn_lane *lane = &run->lanes[k];
-    const int64_t n = first(run, s), y_origin = origin(run, lane->y_chunked, s) * run->B;
+    const int64_t n = first(run, s), y_origin = origin(run, lane->y_chunked, s) * run->batch;
     const int reverse = (int)(k % w->spec.num_directions);
     return (step){
         .run = run, .w = w, .lane = lane, .me = me, .s = s, .k = k, .reverse = reverse,
@@ -178,7 +178,7 @@ INLINE void step_on(step *k) {
     if (c) k->c_out = run->taped ? k->c_out + rows * w->Hp : c;
     if (k->m && run->taped) k->m += rows * w->Hp;
     if (k->dh) k->dh += rows * w->Pp;
-    k->y_row += k->reverse ? -run->B : run->B;
+    k->y_row += k->reverse ? -run->batch : run->batch;
     k->s++;
 }
 
@@ -194,7 +194,7 @@ INLINE void step_back(step *k) {
     k->c_in = state_row(run, k->me, k->lane->c, w->Hp, k->s);
     if (k->m) k->m -= rows * w->Hp;
     if (k->dh) k->dh -= rows * w->Pp;
-    k->y_row += k->reverse ? run->B : -run->B;
+    k->y_row += k->reverse ? run->batch : -run->batch;
 }
 
 /* The row of the layer's input that row r reads. */

@@ -18,6 +18,10 @@ enum { JOINT_ROWS = 4, JOINT_ROWS_NARROW = 16, JOINT_SMALL = 64 };
  * the gates are written anyway. */
 enum { JOINT_GRU = 64, JOINT_GRU_SMALL = 16 };
 
+/* A shard's fewest rows, and steps: else its sums are too much beside them. And the most bytes of a network's weights, and of a
+ * shard's states at one step: past these two threads that share rows lose little by each other. */
+enum { SHARD_ROWS = 4, SHARD_STEPS = 16, SHARD_WEIGHTS = 256 * 1024, SHARD_STATES = 2 * FRNN_APART };
+
 /* ---- trials ------------------------------------------------------------------------------------------------------ */
 
 /* Calls in a row that try the team, which may have to be woken, and to fill its caches: under 1 % of all, for the 99th
@@ -62,10 +66,17 @@ static double bytes_in_turn(const frnn_weights *w) {
     return (double)(w->gates * w->Hp * w->spec.real_size) * (double)inputs;
 }
 
+int frnn_shards(const frnn_weights *w, int64_t T, int64_t B) {
+    const int64_t rows = B / FRNN_SHARDS;
+    if (w->spec.num_directions == 2 || T < SHARD_STEPS || rows < SHARD_ROWS) return 1; /* a direction each is as good */
+    const double weights = layer_bytes(w) * (double)w->spec.num_layers, states = (double)rows * (double)(w->P * w->spec.real_size);
+    return weights <= SHARD_WEIGHTS && states <= SHARD_STATES ? FRNN_SHARDS : 1;
+}
+
 /* How many steps' input product is made at once. */
 static void choose_chunk(frnn_run *run) {
     const frnn_weights *w = run->weights;
-    const int64_t B = run->B, fits = CHUNK_BYTES / (w->planes * w->Hp * w->spec.real_size);
+    const int64_t B = run->sharded ? run->shard_rows : run->B, fits = CHUNK_BYTES / (w->planes * w->Hp * w->spec.real_size);
     const int64_t least = bytes_in_turn(w) > (double)frnn_this_machine()->l3 / 2 ? CHUNK_FAR : CHUNK_LEAST;
     const int64_t rows = fits < least ? least : fits > CHUNK_MOST ? CHUNK_MOST : fits;
     run->chunk = B && rows > B ? rows / B : 1;
@@ -162,6 +173,11 @@ static frnn_trial *choose_threads(frnn_run *run, frnn_trial trials[3]) {
         const double layered = waves_ns(run, divide_layers(w, n, run->layers) * step * times, n, l2, &steps) + TEAM_NS;
         if (layered < shared) shared = layered, groups = n, by_panel = panels_of_group;
     }
+    int sharded = run->sharded; /* backward as forward was */
+    if (sharded || (run->shards > 1 && !run->grads)) {
+        const double ns = step_ns(run, rows / team, 1, l2) * stack + TEAM_NS;
+        if (sharded || ns <= shared) shared = ns, groups = 1, by_panel = 0, sharded = 1;
+    }
     if (shared >= (whole >= SMALL_NS ? 1 : run->taped ? HOPELESS_TAPED : HOPELESS) * whole) return NULL;
     frnn_trial *doubt = NULL;
     if (shared > SURE * whole || whole < SMALL_NS) {
@@ -173,14 +189,17 @@ static frnn_trial *choose_threads(frnn_run *run, frnn_trial trials[3]) {
     run->size = team;
     run->groups = groups;
     run->by_panel = by_panel;
-    if (frnn_layered(run)) run->chunk = steps;
+    run->sharded = sharded;
+    if (sharded) choose_chunk(run);
+    else if (frnn_layered(run)) run->chunk = steps;
     return doubt;
 }
 
 /* How many rows of a mean step a thread has. */
 static int64_t thread_rows(const frnn_run *run) {
-    const int64_t sharers = run->by_panel || run->size < run->groups ? 1 : run->size / run->groups;
-    return run->T ? run->rows / run->T / sharers : 0;
+    const int shards = run->sharded ? run->shards : 1, groups = run->groups * shards;
+    const int64_t sharers = run->by_panel || run->size < groups ? 1 : run->size / groups;
+    return run->T ? run->rows / run->T / shards / sharers : 0;
 }
 
 /* Whether a step makes the input's product with its own: a tile then starts and ends once instead of twice, and no sums go by way of

@@ -17,6 +17,10 @@ typedef struct frnn_trial {
 int frnn_choose_by_trial(frnn_trial *t, int64_t key);
 void frnn_note_trial(frnn_trial *t, int team, double ns);
 
+/* Into how many shards a call with a tape divides its batch. It must hang on nothing but the network, T and B: the bits of weight
+ * gradients hang on it. */
+int frnn_shards(const frnn_weights *w, int64_t T, int64_t B);
+
 /* Decide how a run is shared whose weights and sizes are known, its chunk, and what follows from both. The trial that decided, of
  * forward, forward with a tape or backward, or NULL. */
 frnn_trial *frnn_share(frnn_run *run, frnn_trial trials[3]);

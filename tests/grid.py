@@ -125,6 +125,9 @@ SHAPES = (
     Shape(T=5, B=130, I=3, H=6, P=3, D=2, lengths="ragged", cells=True),
     Shape(T=40, B=3, I=6, H=10, P=5, L=2, D=2, lengths="ragged", added=True),
     Shape(T=3, B=14, I=5, H=9, P=4, L=2, D=2),
+    # In shards of the batch, of as many rows or not.
+    Shape(T=17, B=9, I=5, H=17, P=6, lengths="ragged", added=True),
+    Shape(T=16, B=11, I=16, H=10, P=9, L=3, masks=True, cells=True),
 )
 # More rows than weight gradients take at once: in several chunks of steps, and in one step.
 MANY_ROWS = (

@@ -222,6 +222,8 @@ THREADED = {
     "rows": (40, 31, 65, 66, 2, 1),
     "rows of a small layer": (600, 20, 16, 16, 1, 1),
     "small layers": (100, 20, 16, 16, 2, 1),
+    "shards": (150, 35, 15, 17, 1, 1),
+    "shards of layers": (60, 60, 9, 20, 3, 1),
     "directions": (40, 3, 50, 130, 2, 2),
     "layers": (600, 2, 37, 68, 4, 1),
 }
@@ -279,12 +281,13 @@ def test_threads_take_part(shape: str, threads: Any) -> None:
 
 
 @needs_c
+@pytest.mark.parametrize("B", [5, 13])  # one that has shards too
 @pytest.mark.parametrize("make", [fastrnn.RNN, fastrnn.LSTM, fastrnn.GRU])
-def test_however_a_small_call_is_shared(make: Any, threads: Any) -> None:
+def test_however_a_small_call_is_shared(make: Any, B: int, threads: Any) -> None:
     """Small calls are tried alone and by the team, and go on as was faster: the same bits every time."""
     threads(4)
     layer = make(17, 33, seed=0, backend="c").train()
-    x = np.random.default_rng(0).standard_normal((30, 5, 17)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((30, B, 17)).astype(np.float32)
     wanted = None
     for _ in range(24):
         layer.zero_grad()

@@ -144,15 +144,15 @@ kernels.h: states stand in sorted order
 
 sequence.h: reverse starts in the padding
 - return step_row(run, reverse, s) + (place ? place[r] : r);
-+ return (reverse ? run->T - 1 - s : s) * run->B + (place ? run->perm[r] : r);
++ return (reverse ? run->T - 1 - s : s) * run->batch + run->row0 + (place ? run->perm[r] : r);
 
 kernels.h: reverse reads forwards
 - from = input_row(run, lane, reverse, s, me->r0);
 + from = input_row(run, lane, 0, s, me->r0);
 
 kernels.h: the padding is not cleared
-- memset(rows + (t * run->B + run->perm[r]) * ld, 0,
-+ memset(rows + (t * run->B + run->perm[r]) * ld, 1,
+- memset(rows + (t * run->batch + run->perm[r]) * ld, 0,
++ memset(rows + (t * run->batch + run->perm[r]) * ld, 1,
 
 kernels.h: no bias_hh
 - b += b_hh[block * H + j];
@@ -235,16 +235,28 @@ gradient.h: the first of a thread's vectors of weight gradients is nobody's
 + nearest_edge(from - before + cost, cost, vectors)
 
 gradient.h: rows that are multiplied in place stand without padding
-- (lines){(real *)mine->from[0] + c0, ld,
-+ (lines){(real *)mine->from[0] + c0, width,
+- (lines){(real *)first + c0, ld,
++ (lines){(real *)first + c0, width,
 
 gradient.h: gradients replace what was there
 - v_store_n(bias, v_load_n(bias, (int)height) +
 + v_store_n(bias,
 
 gradient.h: every block of rows starts from the first row
-- const real *from = job->left + n * job->left_ld
-+ const real *from = job->left + n0 * job->left_ld
+- const rows from = find_rows(run, shard, k, job->left, n,
++ const rows from = find_rows(run, shard, k, job->left, n0,
+
+sequence.h: a shard's steps begin with the first one's rows
+- * run->batch + run->row0;
++ * run->batch;
+
+kernels.h: a shard's weight gradients are left out
+- for (int i = 1; i < run->shards; i++) sum +=
++ for (int i = 2; i < run->shards; i++) sum +=
+
+plan.c: of sorted rows the second shard has the first one's
+- perm[r] = run->perm[from],
++ perm[r] = run->perm[r],
 
 gradient.h: the candidate's weights are multiplied by h where they are by r h
 - more->right = RESET_STATE, more
@@ -349,6 +361,10 @@ product.h: packing leaves a row of the transposes out
     LANELESS,
     PARTED,
     STALE,
+    ONE_SUM,
+    UNDEALT,
+    ANOTHERS_SHARD,
+    UNCLEARED,
 ) = mistakes("""
 sequence.h: threads do not wait
 - if (me->by_panel) frnn_barrier_wait(me->barrier);
@@ -445,6 +461,22 @@ sequence.h: between two threads a vector is nobody's
 plan.c: a call that wants cells goes by the last one that did not
 - && !call->masks && !call->cells;
 + ;
+
+kernels.h: one thread sums all shards' weight gradients as one
+- if (run->shards == 1) add_track_grads(
++ if (run->shards) add_track_grads(
+
+gradient.h: of sorted rows one thread finds a shard's in order
+- shard->index + r * run->shards
++ shard->index * run->B / run->shards + r
+
+gradient.h: one thread finds the first shard's rows in both
+- : shard->row0 + r;
++ : r;
+
+kernels.h: a shard's sums begin with what was there
+- if (grad && part.start < part.end) memset(
++ if (0) memset(
 """)
 
 
@@ -456,6 +488,11 @@ def alone(backend: promises.Backend, promise: Callable[..., None], *arguments: A
         promise(backend, *arguments)
     finally:
         fastrnn.set_num_threads(before)
+
+
+def shared_somehow(backend: promises.Backend, batch: int) -> None:
+    """The promise about small calls, which are tried alone and by the team."""
+    promises.test_however_a_small_call_is_shared(fastrnn.GRU, batch, fastrnn.set_num_threads)
 
 
 def beyond_caches(backend: promises.Backend, name: str, gates: int) -> None:
@@ -517,6 +554,10 @@ SUBTLE: list[tuple[Wrong, Callable[..., None], tuple[Any, ...]]] = [
     (ANOTHERS_ROWS, promises.test_threads, ("rnn", "rows of a small layer", np.float32, fastrnn.set_num_threads)),
     (ABREAST, promises.test_threads, ("lstm", "layers", np.float32, fastrnn.set_num_threads)),
     (ABREAST_BACK, promises.test_threads, ("gru", "layers", np.float32, fastrnn.set_num_threads)),
+    (ONE_SUM, promises.test_threads, ("lstm", "shards", np.float32, fastrnn.set_num_threads)),
+    (UNDEALT, promises.test_threads, ("rnn", "shards", np.float32, fastrnn.set_num_threads)),
+    (ANOTHERS_SHARD, shared_somehow, (13,)),
+    (UNCLEARED, shared_somehow, (13,)),
 ]
 RIGHT = Wrong("fastrnn.h", "nothing changed", "", "")
 ALL = [RIGHT, *WRONG, *(wrong for wrong, _, _ in SUBTLE)]

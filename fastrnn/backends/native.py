@@ -296,27 +296,24 @@ class Tape:
         return y if self.masks is None else y * self.masks[layer]
 
     def _layer(self, k: int, x: np.ndarray) -> LayerTape:
-        """Unpack track k: on the tape rows are sorted by length and take no room past their ends."""
+        """Unpack track k: on the tape rows are sorted by length and take no room past their ends, shard by shard."""
         stack, cell, (T, B) = self.stack, self.cell, self.x.shape[:2]
         view = ffi.new("frnn_tape_view *")
         _check(c.frnn_tape_layout(self.engine.weights, self.call, k, view), "the tape's layout")
         reals = self.memory.view(self.x.dtype)  # type: ignore[union-attr]
         lengths = np.full(B, T) if self.lengths is None else self.lengths
-        order = np.argsort(-lengths, kind="stable")
-        active = [int((lengths > s).sum()) for s in range(T)]
+        n, order = view.shards, np.argsort(-lengths, kind="stable")
+        parts = [slice(B * i // n, B * (i + 1) // n) if self.lengths is None else slice(i, B, n) for i in range(n)]
 
         def unpack(at: int, ld: int, initial: bool) -> np.ndarray:
-            rows = (B if initial else 0) + sum(active)
-            packed = reals[at : at + rows * ld].reshape(rows, ld)
             out = np.zeros((T + initial, B, ld), reals.dtype)
-            n = B if initial else 0
-            if initial:
-                out[0, order] = packed[:B]
-            for s, count in enumerate(active):
-                if initial:
-                    out[s + 1] = out[s]
-                out[s + initial, order[:count]] = packed[n : n + count]
-                n += count
+            for rows in (order[part] for part in parts):
+                steps = [rows[lengths[rows] > s] for s in range(T)]
+                for s, active in enumerate([rows, *steps] if initial else steps):
+                    if initial and s:
+                        out[s, rows] = out[s - 1, rows]
+                    out[s, active] = reals[at : at + len(active) * ld].reshape(len(active), ld)
+                    at += len(active) * ld
             return out
 
         h = unpack(view.h, view.h_ld, True)[..., : stack.output_size]

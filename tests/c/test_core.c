@@ -337,6 +337,7 @@ static void test_sizes(void)
         {0, 3, 2, 5, 0, 2, 2},    {3, 0, 2, 5, 2, 2, 1},   {0, 0, 0, 1, 0, 1, 1},     {2, 1, 0, 2, 1, 3, 2},
         {20, 1, 7, 130, 0, 1, 1}, {9, 2, 9, 129, 40, 1, 2}, {9, 37, 30, 50, 0, 2, 1}, {8, 5, 70, 40, 33, 2, 2},
         {1100, 1, 3, 6, 0, 2, 1}, {3, 130, 5, 31, 0, 1, 2}, {600, 1, 9, 10, 4, 4, 1}, {70, 3, 40, 30, 0, 3, 1},
+        {40, 37, 30, 20, 0, 3, 1}, {21, 9, 5, 17, 6, 1, 1},
     };
     for (unsigned i = 0; i < sizeof sizes / sizeof *sizes; i++)
         for (int kind = FRNN_KIND_RNN; kind <= FRNN_KIND_GRU; kind++) {
@@ -344,6 +345,30 @@ static void test_sizes(void)
             spec.proj_size = kind == FRNN_KIND_LSTM ? sizes[i].P : 0;
             spec.reset = i % 2;
             check_net(&spec, sizes[i].T, sizes[i].B, i % 3 ? LENGTHS : MASKS);
+        }
+}
+
+/* Backward does not mind how many threads forward had. */
+static void test_shards(void)
+{
+    static const int options[] = {0, LENGTHS, MASKS | CELLS | LENGTHS};
+    for (int i = 0; i < 3; i++)
+        for (int kind = FRNN_KIND_RNN; kind <= FRNN_KIND_GRU; kind++) {
+            const frnn_spec spec = spec_of(kind, i % 2 ? 8 : 4, 16, 16, 1 + i, 1);
+            net alone, n;
+            net_new(&alone, &spec, NULL, 19, 13, options[i]);
+            run(&alone, 1);
+            net_new(&n, &spec, NULL, 19, 13, options[i]);
+            for (int there = 1; there <= MOST_THREADS; there++)
+                for (int back = 1; back <= MOST_THREADS; back++) {
+                    frnn_set_threads(there);
+                    net_forward(&n);
+                    frnn_set_threads(back);
+                    net_backward(&n);
+                    check_same(&n, &alone, "other threads back", results_of(&n));
+                }
+            net_free(&n);
+            net_free(&alone);
         }
 }
 
@@ -438,27 +463,42 @@ static void test_subnormals(void)
     net_free(&n);
 }
 
-/* The tape can be read: its last states are the final ones. */
-static void test_tape_layout(void)
+/* The tape can be read, however many threads wrote it: of each shard its initial states, then step by step the others. */
+static void check_tape_layout(int64_t T, int64_t B, int threads)
 {
-    const frnn_spec spec = spec_of(FRNN_KIND_LSTM, 8, 3, 6, 2, 2);
+    const frnn_spec spec = spec_of(FRNN_KIND_LSTM, 8, 3, 6, 2, 1);
     net n;
-    net_new(&n, &spec, NULL, 5, 3, 0);
+    net_new(&n, &spec, NULL, T, B, 0);
+    frnn_set_threads(threads);
     net_forward(&n);
     frnn_tape_view view;
     for (int64_t k = 0; k < n.tracks; k++) {
         expect(frnn_tape_layout(n.weights, &n.call, k, &view), FRNN_OK, "the tape's layout");
-        for (int64_t b = 0; b < 3; b++)
-            for (int64_t u = 0; u < 6; u++) {
-                const int64_t row = 3 + 4 * 3 + b; /* the initial states, then four steps */
-                CHECK(get(&n, n.tape, view.h + row * view.h_ld + u) == get(&n, n.hn, (k * 3 + b) * 6 + u), "h");
-                CHECK(get(&n, n.tape, view.c + row * view.c_ld + u) == get(&n, n.cn, (k * 3 + b) * 6 + u), "c");
-                CHECK(get(&n, n.tape, view.h + b * view.h_ld + u) == get(&n, n.h0, (k * 3 + b) * 6 + u), "h0");
-                const double o = get(&n, n.tape, view.gates + (4 * 3 + b) * view.gates_ld + 3 * view.plane + u);
-                CHECK(o > 0 && o < 1, "a gate of %g", o);
-            }
+        CHECK(view.shards == (threads > 1 && T > 16 && B > 8 ? 2 : 1), "%d shards", (int)view.shards);
+        for (int64_t i = 0, low = 0, high; i < view.shards; i++, low = high) {
+            high = B * (i + 1) / view.shards;
+            for (int64_t b = low; b < high; b++)
+                for (int64_t u = 0; u < 6; u++) {
+                    const int64_t start = low * (T + 1) + b - low, end = start + T * (high - low);
+                    CHECK(get(&n, n.tape, view.h + end * view.h_ld + u) == get(&n, n.hn, (k * B + b) * 6 + u), "h");
+                    CHECK(get(&n, n.tape, view.c + end * view.c_ld + u) == get(&n, n.cn, (k * B + b) * 6 + u), "c");
+                    CHECK(get(&n, n.tape, view.h + start * view.h_ld + u) == get(&n, n.h0, (k * B + b) * 6 + u), "h0");
+                    const int64_t last = low * T + (T - 1) * (high - low) + b - low;
+                    const double o = get(&n, n.tape, view.gates + last * view.gates_ld + 3 * view.plane + u);
+                    CHECK(o > 0 && o < 1, "a gate of %g", o);
+                }
+        }
     }
+    n.call.tape = NULL;
+    expect(frnn_tape_layout(n.weights, &n.call, 0, &view), FRNN_ERROR_NULL, "the layout of no tape");
     net_free(&n);
+}
+
+static void test_tape_layout(void)
+{
+    check_tape_layout(5, 3, 2);
+    check_tape_layout(30, 11, 1);
+    check_tape_layout(30, 11, 2);
 }
 
 static void test_multiply(void)
@@ -784,6 +824,7 @@ int main(void)
         {"variants", test_variants},
         {"fork", test_fork},
         {"sizes", test_sizes},
+        {"shards", test_shards},
         {"callers", test_callers},
     };
     for (unsigned i = 0; i < sizeof tests / sizeof *tests; i++) {
