@@ -27,7 +27,7 @@ from .errors import DtypeError, FastrnnError, OptionError, OutOfMemoryError, Sha
 __all__ = ["Block", "LoadedKeys", "Module", "Parameter", "as_array", "as_dtype", "generator"]
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
-PLAIN = frozenset({bool, int, float, str, type(None)})  # types of attributes that hold no parameters
+PLAIN: set[type] = {bool, int, float, str, type(None)}  # of attributes that hold no parameters, as they are met
 
 
 # ---------------------------------------------------------------- arrays in
@@ -390,22 +390,28 @@ class Module:
 
     def blocks(self) -> list[Block]:
         """Every block once: what an optimiser loops over."""
-        found: dict[int, Block] = {}
+        found: dict[Block, None] = {}
         self._add_blocks(found)
-        return list(found.values())
+        return list(found)
 
-    def _add_blocks(self, found: dict[int, Block]) -> None:
+    def _add_blocks(self, found: dict[Block, None]) -> None:
         parts: list[Module] = []
-        for value in vars(self).values():  # as _own and _parts have them, without their names
+        for value in self.__dict__.values():  # as _own and _parts have them, without their names
             kind = type(value)
             if kind in PLAIN:
                 continue
-            if kind is Block:  # isinstance asks Mapping, which takes its time
-                found.setdefault(id(value), value)
+            if kind is Block:
+                found[value] = None
+            elif kind is list or kind is tuple or isinstance(value, (list, tuple)):
+                for part in value:
+                    if type(part) not in PLAIN and isinstance(part, Module):
+                        parts.append(part)
             elif isinstance(value, Module):
                 parts.append(value)
-            elif isinstance(value, (list, tuple)):
-                parts += [part for part in value if isinstance(part, Module)]
+            elif isinstance(value, Block):  # which asks Mapping, and takes its time
+                found[value] = None
+            else:
+                PLAIN.add(kind)
         for part in parts:
             part._add_blocks(found)
 

@@ -188,7 +188,8 @@ class Engine:
     def tape_memory(self, call: Any) -> np.ndarray:
         """Memory for the call's tape: the last one's, where that was given back and is of such a size."""
         size = c.frnn_tape_bytes(self.weights, call)
-        _check(-min(size, 0), "the tape of T={}, B={}", call.T, call.B)
+        if size < 0:
+            _check(-size, "the tape of T={}, B={}", call.T, call.B)
         spare, self.spare = self.spare, None
         if spare is not None and size <= spare.nbytes <= 2 * size:
             return spare
