@@ -98,9 +98,9 @@ typedef struct frnn_rmsprop_step {
     double lr, alpha, eps, momentum, decay;
 } frnn_rmsprop_step;
 
-/* Where the tape keeps a layer and direction's sequences: offsets in reals, rows padded to `ld` reals. One shard of the batch
- * comes after the other: shard i of n has rows B i / n to B (i + 1) / n of it, or with lengths, from the longest row to the
- * shortest and otherwise in order, the i-th and every n-th after it. */
+/* Where the tape that forward has written keeps a layer and direction's sequences: offsets in reals, rows padded to `ld`
+ * reals. One shard of the batch comes after the other: shard i of n has rows B i / n to B (i + 1) / n of it, or with
+ * lengths, of rows from the longest to the shortest and otherwise in order, the i-th and every n-th after it. */
 typedef struct frnn_tape_view {
     int64_t shards;
     int64_t gates, gates_ld, plane;  /* [rows, planes, plane]: activated gates; GRU: n r z and W_hn h + b_hn or r h */

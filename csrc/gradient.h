@@ -191,7 +191,7 @@ INLINE vec copy_vectors(rows from, int64_t depth, int64_t at, const int line, re
 /* Columns [c0, c0 + width) of a right operand's rows: where they stand, if that is at even distances of at most IN_PLACE
  * reals (farther apart than a few times what a tile takes of each they push each other out of L2) and in whole vectors;
  * else packed. */
-enum { IN_PLACE = 8 * GROUP };
+enum { IN_PLACE = 6 * GROUP };
 static lines right_operand(const scratch *mine, const weight_grad *job, rows from, int64_t depth, int64_t c0, int64_t width) {
     const real *const first = from.list ? from.list[0] : from.row;
     const int64_t ld = !from.list ? from.ld : depth > 1 ? from.list[1] - first : 0;

@@ -102,14 +102,26 @@ static int64_t real_steps(const frnn_call *c) {
     return sum;
 }
 
+/* A run's tables of its rows and steps, to be filled in. */
+typedef struct tables {
+    int64_t *perm, *length, *last, *active, *first;
+} tables;
+static tables take_tables(frnn_run *run, arena *a) {
+    tables t;
+    run->perm = t.perm = take(a, run->B, sizeof(int64_t));
+    run->length = t.length = take(a, run->B, sizeof(int64_t));
+    run->last = t.last = take(a, run->B, sizeof(int64_t));
+    run->active = t.active = take(a, run->T + 1, sizeof(int64_t));
+    run->first = t.first = take(a, run->T + 1, sizeof(int64_t));
+    return t;
+}
+
 /* Rows sorted by length, longest first and otherwise in order, by counting; and what each step then holds. */
 static void lay_out_lengths(frnn_run *run, arena *a) {
     const frnn_call *c = run->call;
     if (!c->lengths) return;
-    int64_t *const perm = take(a, run->B, sizeof *perm), *const length = take(a, run->B, sizeof *length);
-    int64_t *const last = take(a, run->B, sizeof *last);
-    int64_t *const active = take(a, run->T + 1, sizeof *active), *const first = take(a, run->T + 1, sizeof *first);
-    run->perm = perm, run->length = length, run->last = last, run->active = active, run->first = first;
+    const tables t = take_tables(run, a);
+    int64_t *const active = t.active, *const first = t.first;
     if (!a->base) return;
     memset(active, 0, (size_t)(run->T + 1) * sizeof *active);
     for (int64_t b = 0; b < run->B; b++)
@@ -119,9 +131,9 @@ static void lay_out_lengths(frnn_run *run, arena *a) {
     memcpy(first, active, (size_t)(run->T + 1) * sizeof *first);
     for (int64_t b = 0; b < run->B; b++) {
         const int64_t r = c->lengths[b] < run->T ? first[c->lengths[b]]++ : first[run->T]++;
-        perm[r] = b;
-        length[r] = c->lengths[b];
-        last[r] = (length[r] - 1) * run->B + b;
+        t.perm[r] = b;
+        t.length[r] = c->lengths[b];
+        t.last[r] = (c->lengths[b] - 1) * run->B + b;
     }
     first[0] = 0;
     for (int64_t s = 0; s < run->T; s++) first[s + 1] = first[s] + active[s];
@@ -189,20 +201,20 @@ static void begin_run(frnn_run *run, const frnn_weights *w, const frnn_call *cal
 
 /* Of sorted rows a shard has every shards-th: about as many steps as another. */
 static void lay_out_shard_lengths(const frnn_run *run, frnn_run *shard, arena *a) {
-    int64_t *const perm = take(a, shard->B, sizeof *perm), *const length = take(a, shard->B, sizeof *length);
-    int64_t *const last = take(a, shard->B, sizeof *last);
-    int64_t *const active = take(a, run->T + 1, sizeof *active), *const first = take(a, run->T + 1, sizeof *first);
-    shard->perm = perm, shard->length = length, shard->last = last, shard->active = active, shard->first = first;
+    const tables t = take_tables(shard, a);
     if (!a->base) return;
     const int64_t n = run->shards, i = shard->index;
-    for (int64_t r = 0, from = i; r < shard->B; r++, from += n)
-        perm[r] = run->perm[from], length[r] = run->length[from], last[r] = run->last[from];
-    first[0] = 0;
-    for (int64_t s = 0; s <= run->T; s++) {
-        active[s] = (run->active[s] - i + n - 1) / n;
-        if (s < run->T) first[s + 1] = first[s] + active[s];
+    for (int64_t r = 0, from = i; r < shard->B; r++, from += n) {
+        t.perm[r] = run->perm[from];
+        t.length[r] = run->length[from];
+        t.last[r] = run->last[from];
     }
-    shard->rows = first[run->T];
+    shard->rows = 0;
+    for (int64_t s = 0; s <= run->T; s++) {
+        t.active[s] = (run->active[s] - i + n - 1) / n;
+        t.first[s] = shard->rows;
+        shard->rows += t.active[s]; /* none at T */
+    }
 }
 
 /* What backward carries from step to step: of all layers, or where each is done before the next begins, of one. */
@@ -246,7 +258,7 @@ static void lay_out_sharded(const frnn_run *run, frnn_run *shard, int64_t rows, 
     const frnn_weights *w = run->weights;
     const int64_t tracks = w->spec.num_layers * w->spec.num_directions, size = w->spec.real_size;
     const int n = run->shards, i = shard->index, several = run->size > n;
-    const int low = several ? frnn_group_start(i, n, run->size) : i * run->size / n;
+    const int low = several ? frnn_group_start(i, n, run->size) : ((i + 1) * run->size - 1) / n; /* see run_shards */
     shard->size = several ? frnn_group_start(i + 1, n, run->size) - low : 1;
     shard->scratch = run->scratch + low;
     shard->team = shard->group = &plan->group[i];

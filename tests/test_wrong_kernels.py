@@ -255,8 +255,8 @@ kernels.h: a shard's weight gradients are left out
 + for (int i = 2; i < run->shards; i++) sum +=
 
 plan.c: of sorted rows the second shard has the first one's
-- perm[r] = run->perm[from],
-+ perm[r] = run->perm[r],
+- t.perm[r] = run->perm[from];
++ t.perm[r] = run->perm[r];
 
 gradient.h: the candidate's weights are multiplied by h where they are by r h
 - more->right = RESET_STATE, more

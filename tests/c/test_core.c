@@ -23,13 +23,20 @@
 
 #if defined(__SANITIZE_THREAD__)
 #define TSAN 1
+#elif defined(__SANITIZE_ADDRESS__)
+#define ASAN 1
 #elif defined(__has_feature)
 #if __has_feature(thread_sanitizer)
 #define TSAN 1
+#elif __has_feature(address_sanitizer)
+#define ASAN 1
 #endif
 #endif
 #ifndef TSAN
 #define TSAN 0
+#endif
+#ifndef ASAN
+#define ASAN 0
 #endif
 
 enum { MOST_THREADS = 4 };
@@ -762,6 +769,10 @@ static void *keep_calling(void *arg)
 /* A child has its parent's plans and weights, but none of its threads: not even the one that was within a call. */
 static void test_fork(void)
 {
+    if (ASAN) { /* GCC 12's leaves its allocator locked in one child of a hundred, and the child waits for ever */
+        fputs("fork: left out, AddressSanitizer's allocator does not survive it\n", stderr);
+        return;
+    }
     const frnn_spec spec = spec_of(FRNN_KIND_LSTM, 4, 9, 65, 2, 2);
     net n, busy, wanted;
     net_new(&n, &spec, NULL, 25, 4, 0);
