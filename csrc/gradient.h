@@ -79,6 +79,7 @@ static rows find_rows(const frnn_run *run, const frnn_run *shard, int64_t k, ope
         const real *const step = operand_row(run, k, what, (place){s, row_of_shard(run, shard, 0)}, &ld);
         const int64_t outer = k % run->weights->spec.num_directions ? -run->batch : run->batch;
         const int64_t apart = what == INPUT && !run->lanes[k].x_packed ? outer : run->B;
+        if (shard->B == 1) return (rows){.row = step, .ld = apart * ld, .height = INT64_MAX};
         if (apart == shard->B) return (rows){.row = step + r * ld, .ld = ld, .height = INT64_MAX};
         return (rows){step + r * ld, step, ld, r, shard->B, apart * ld, NULL};
     }
