@@ -59,9 +59,10 @@ typedef struct frnn_call {
     void *hn, *cn;           /* as h0 and c0, which they may be; c only for LSTM */
     void *cells;             /* [T, B, D*H] c at every step of the last layer, or NULL */
     void *tape;              /* frnn_tape_bytes() bytes for backward to read, or NULL */
+    int sharded;             /* how the tape's rows stand, which forward says here */
 } frnn_call;
 
-/* The gradients of one call. Its T, B, lengths, x, masks and tape must be those of the forward call; what its other
+/* The gradients of one call. Its T, B, lengths, x, masks, tape and sharded must be those of the forward call; what its other
  * pointers point to is not read. */
 typedef struct frnn_grads {
     const void *dy;          /* as y, or NULL: zeros */
@@ -143,7 +144,7 @@ int64_t frnn_plan_bytes(const frnn_plan *plan);
 int64_t frnn_tape_bytes(const frnn_weights *weights, const frnn_call *call); /* < 0: minus an error code */
 int frnn_tape_layout(const frnn_weights *weights, const frnn_call *call, int64_t k, frnn_tape_view *out);
 
-int frnn_forward(frnn_plan *plan, const frnn_call *call);
+int frnn_forward(frnn_plan *plan, frnn_call *call);
 
 /* frnn_forward of a call with these arrays and no others. */
 int frnn_infer(frnn_plan *plan, int64_t T, int64_t B, const void *x, const void *h0, const void *c0, void *y, void *hn,

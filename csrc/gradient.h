@@ -232,7 +232,8 @@ static void add_weight_grad(const frnn_run *run, const frnn_run *shard, const sc
             for (int64_t i = i0; i < i1; i++) {
                 const int64_t block = i / groups, u = i % groups * LANES, height = lanes_left(job->units, u);
                 const int64_t at = job->plane[block] + u;
-                const vec sum = in_line(&from, depth) ? copy_vectors(from, depth, at, 1, mine->left) : copy_vectors(from, depth, at, 0, mine->left);
+                const vec sum = in_line(&from, depth) ? copy_vectors(from, depth, at, 1, mine->left)
+                                                      : copy_vectors(from, depth, at, 0, mine->left);
                 if (job->bias && c0 == 0) {
                     real *bias = job->bias + block * job->units + u;
                     v_store_n(bias, v_load_n(bias, (int)height) + sum, (int)height);

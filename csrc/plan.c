@@ -159,13 +159,8 @@ static void lay_out_track(const frnn_run *run, frnn_lane *lane, arena *a) {
     lane->dh = w->spec.proj_size ? take(a, run->rows, (size_t)w->Pp * size) : NULL;
 }
 
-/* A tape begins with whether it is sharded: forward decides that, whatever the number of threads when backward comes. */
-static void set_sharded(void *tape, int sharded) { memcpy(tape, &sharded, sizeof sharded); }
-static int is_sharded(const frnn_run *run) {
-    int sharded;
-    memcpy(&sharded, run->call->tape, sizeof sharded);
-    return sharded == 1 && run->shards > 1;
-}
+/* Whether the tape that forward has written is sharded, whatever the number of threads when backward comes. */
+static int is_sharded(const frnn_run *run) { return run->call->sharded && run->shards > 1; }
 
 /* One direction reads the layer below from its tape of h, unless dropout came in between. */
 static int reads_tape(const frnn_run *run) {
@@ -183,7 +178,6 @@ static void *take_between(const frnn_run *run, arena *a, int64_t rows) {
 static void lay_out_tape(const frnn_run *run, frnn_lane *lanes, void **between, arena *tape) {
     const frnn_spec *s = &run->weights->spec;
     frnn_lane spare;
-    take(tape, 1, sizeof(int)); /* see is_sharded */
     for (int64_t k = 0; k < s->num_layers * s->num_directions; k++) lay_out_track(run, lanes ? &lanes[k] : &spare, tape);
     for (int64_t layer = 1; layer < s->num_layers && !reads_tape(run); layer++) {
         void *const rows = take_between(run, tape, run->T * run->B);
@@ -391,7 +385,6 @@ static int prepare(frnn_plan *plan, const frnn_call *call, const frnn_grads *gra
     if (grads) run->sharded = is_sharded(run);
     plan->doubt = frnn_share(run, plan->trials);
     run->most_rows = run->chunk * (run->sharded ? run->shard_rows : run->B);
-    if (run->taped && !grads) set_sharded(call->tape, run->sharded);
     run->between = frnn_layered(run) ? 2 * run->chunk : run->chunk; /* two: one that is written, one that is read */
     arena measure = {0};
     lay_out_run(run, plan, &measure);
@@ -428,8 +421,8 @@ static int prepared(const frnn_plan *plan, const frnn_call *call, const frnn_gra
            (!plan->doubt || frnn_choose_by_trial(plan->doubt, plan->doubt->key) == (plan->run.size > 1));
 }
 
-/* x and y in place of the call's own. */
-static int run_call(frnn_plan *plan, const frnn_call *call, const frnn_grads *grads, const void *x, void *y) {
+/* x and y in place of the call's own. sharded: where to say whether it was, or NULL. */
+static int run_call(frnn_plan *plan, const frnn_call *call, const frnn_grads *grads, const void *x, void *y, int *sharded) {
     const frnn_weights *w = plan->weights;
     int code = check_call(w, call);
     if (code) return code;
@@ -437,7 +430,7 @@ static int run_call(frnn_plan *plan, const frnn_call *call, const frnn_grads *gr
         /* Someone else's call is under way, or was when this process was forked: take a workspace for this call. */
         frnn_plan *own = NULL;
         code = frnn_plan_new(w, &own);
-        if (!code) code = run_call(own, call, grads, x, y);
+        if (!code) code = run_call(own, call, grads, x, y, sharded);
         frnn_plan_free(own);
         return code;
     }
@@ -445,6 +438,7 @@ static int run_call(frnn_plan *plan, const frnn_call *call, const frnn_grads *gr
     if (!prepared(plan, call, grads)) code = prepare(plan, call, grads);
     else if (run->call != call) run->call = call;
     if (!code) {
+        if (sharded) *sharded = run->sharded;
         connect_ends(run, x, y);
         for (int i = 0; run->sharded && i < run->shards; i++) connect_ends(&run->shard[i], x, y);
         frnn_trial *const doubt = plan->doubt;
@@ -459,20 +453,20 @@ static int run_call(frnn_plan *plan, const frnn_call *call, const frnn_grads *gr
 }
 
 /* frnn_forward with x and y in place of the call's own. */
-static int forward(frnn_plan *plan, const frnn_call *call, const void *x, void *y) {
+static int forward(frnn_plan *plan, const frnn_call *call, const void *x, void *y, int *sharded) {
     const frnn_weights *w = plan->weights;
     if (!w->packed) return FRNN_ERROR_UNPACKED;
     if (!y || !call->hn || (w->spec.kind == FRNN_KIND_LSTM && !call->cn) || (!x && w->spec.input_size)) return FRNN_ERROR_NULL;
-    return run_call(plan, call, NULL, x, y);
+    return run_call(plan, call, NULL, x, y, sharded);
 }
 
-int frnn_forward(frnn_plan *plan, const frnn_call *call) {
-    return plan && call ? forward(plan, call, call->x, call->y) : FRNN_ERROR_NULL;
+int frnn_forward(frnn_plan *plan, frnn_call *call) {
+    return plan && call ? forward(plan, call, call->x, call->y, &call->sharded) : FRNN_ERROR_NULL;
 }
 
 int frnn_infer(frnn_plan *plan, int64_t T, int64_t B, const void *x, const void *h0, const void *c0, void *y, void *hn,
                void *cn) {
-    const frnn_call call = {.T = T, .B = B, .x = x, .h0 = h0, .c0 = c0, .y = y, .hn = hn, .cn = cn};
+    frnn_call call = {.T = T, .B = B, .x = x, .h0 = h0, .c0 = c0, .y = y, .hn = hn, .cn = cn};
     return frnn_forward(plan, &call);
 }
 
@@ -486,7 +480,7 @@ int64_t frnn_step(frnn_stream *stream, const void *x) {
     const frnn_call *call = stream->call; /* T and B are checked later */
     const uint64_t reals = (uint64_t)call->T * (uint64_t)call->B * (uint64_t)(w->spec.num_directions * w->P);
     const uint64_t bytes = (uint64_t)next * reals * (uint64_t)w->spec.real_size;
-    const int code = forward(stream->plan, call, x, (void *)((uintptr_t)stream->y + (uintptr_t)bytes));
+    const int code = forward(stream->plan, call, x, (void *)((uintptr_t)stream->y + (uintptr_t)bytes), NULL);
     return code ? -code : next;
 }
 
@@ -501,7 +495,7 @@ int frnn_backward(frnn_plan *plan, const frnn_call *call, const frnn_grads *grad
         void *const *p = grads->params + 6 * k;
         if (!p[0] || !p[1] || (w->spec.proj_size && !p[4]) || (w->spec.peephole == FRNN_PEEPHOLE_DIAGONAL && !p[5])) return FRNN_ERROR_NULL;
     }
-    return run_call(plan, call, grads, call->x, call->y);
+    return run_call(plan, call, grads, call->x, call->y, NULL);
 }
 
 /* A run that tapes, to measure its tape with. */
@@ -524,14 +518,13 @@ int64_t frnn_tape_bytes(const frnn_weights *w, const frnn_call *call) {
 }
 
 int frnn_tape_layout(const frnn_weights *w, const frnn_call *call, int64_t k, frnn_tape_view *out) {
-    if (!w || !call || !call->tape || !out) return FRNN_ERROR_NULL;
+    if (!w || !call || !out) return FRNN_ERROR_NULL;
     if (k < 0 || k >= w->spec.num_layers * w->spec.num_directions) return FRNN_ERROR_SIZE;
     frnn_run run;
     const int code = taping_run(&run, w, call);
     if (code) return code;
     arena tape = {.base = (char *)(uintptr_t)ALIGNMENT};
     frnn_lane lane;
-    take(&tape, 1, sizeof(int));
     for (int64_t i = 0; i <= k; i++) lay_out_track(&run, &lane, &tape);
     const int64_t size = w->spec.real_size;
     *out = (frnn_tape_view){

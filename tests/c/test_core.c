@@ -471,9 +471,9 @@ static void test_subnormals(void)
 }
 
 /* The tape can be read, however many threads wrote it: of each shard its initial states, then step by step the others. */
-static void check_tape_layout(int64_t T, int64_t B, int threads)
+static void check_tape_layout(int64_t T, int64_t B, int D, int threads)
 {
-    const frnn_spec spec = spec_of(FRNN_KIND_LSTM, 8, 3, 6, 2, 1);
+    const frnn_spec spec = spec_of(FRNN_KIND_LSTM, 8, 3, 6, 2, D);
     net n;
     net_new(&n, &spec, NULL, T, B, 0);
     frnn_set_threads(threads);
@@ -481,7 +481,7 @@ static void check_tape_layout(int64_t T, int64_t B, int threads)
     frnn_tape_view view;
     for (int64_t k = 0; k < n.tracks; k++) {
         expect(frnn_tape_layout(n.weights, &n.call, k, &view), FRNN_OK, "the tape's layout");
-        CHECK(view.shards == (threads > 1 && T > 16 && B > 8 ? 2 : 1), "%d shards", (int)view.shards);
+        CHECK(view.shards == (threads > 1 && T > 16 && B > 8 && D == 1 ? 2 : 1), "%d shards", (int)view.shards);
         for (int64_t i = 0, low = 0, high; i < view.shards; i++, low = high) {
             high = B * (i + 1) / view.shards;
             for (int64_t b = low; b < high; b++)
@@ -496,16 +496,15 @@ static void check_tape_layout(int64_t T, int64_t B, int threads)
                 }
         }
     }
-    n.call.tape = NULL;
-    expect(frnn_tape_layout(n.weights, &n.call, 0, &view), FRNN_ERROR_NULL, "the layout of no tape");
     net_free(&n);
 }
 
 static void test_tape_layout(void)
 {
-    check_tape_layout(5, 3, 2);
-    check_tape_layout(30, 11, 1);
-    check_tape_layout(30, 11, 2);
+    check_tape_layout(5, 3, 2, 2);
+    check_tape_layout(30, 11, 2, 2);
+    check_tape_layout(30, 11, 1, 1);
+    check_tape_layout(30, 11, 1, 2);
 }
 
 static void test_multiply(void)
@@ -769,10 +768,6 @@ static void *keep_calling(void *arg)
 /* A child has its parent's plans and weights, but none of its threads: not even the one that was within a call. */
 static void test_fork(void)
 {
-    if (ASAN) { /* GCC 12's leaves its allocator locked in one child of a hundred, and the child waits for ever */
-        fputs("fork: left out, AddressSanitizer's allocator does not survive it\n", stderr);
-        return;
-    }
     const frnn_spec spec = spec_of(FRNN_KIND_LSTM, 4, 9, 65, 2, 2);
     net n, busy, wanted;
     net_new(&n, &spec, NULL, 25, 4, 0);
@@ -781,8 +776,9 @@ static void test_fork(void)
     run(&wanted, 3);
     frnn_plan *const own = busy.plan;
     busy.plan = n.plan;
+    /* Not under AddressSanitizer: a thread that allocates leaves GCC 12's locked in one child of a hundred. */
     pthread_t other;
-    CHECK(pthread_create(&other, NULL, keep_calling, &busy) == 0, "no thread for the test");
+    CHECK(ASAN || pthread_create(&other, NULL, keep_calling, &busy) == 0, "no thread for the test");
     for (int round = 0; round < 10; round++) {
         usleep((useconds_t)(round * 137));
         const pid_t child = fork();
@@ -801,7 +797,8 @@ static void test_fork(void)
               "the child ended with status %#x", status);
     }
     stop = 1;
-    pthread_join(other, NULL);
+    if (!ASAN)
+        pthread_join(other, NULL);
     busy.plan = own;
     net_free(&n);
     net_free(&busy);
