@@ -1,11 +1,13 @@
 /* What this machine can do at most: float32 multiply-adds, and reads from a level of its memory.
  *
  *     probe fma  THREADS SECONDS          prints GFLOP/s, a multiply-add being two
+ *     probe mix  THREADS SECONDS          prints 1e9 instructions/s, a few of them multiply-adds, in threads that meet often
  *     probe read THREADS SECONDS BYTES    prints GB/s (1e9), each thread reading its own BYTES over and over
  *
  * To be compiled for the very machine: how wide a vector is follows from the flags. A run lasts a few milliseconds,
- * and of all the runs in SECONDS the best counts: what else the machine does can only slow one down. Not measured:
- * latency, and writing. Next: probe.py, which compiles this and chooses BYTES.
+ * and of all the runs in SECONDS the best counts: what else the machine does can only slow one down. Of a mix, which is to
+ * tell of just that, their mean does. Not measured by itself: latency, and writing. Next: probe.py, which compiles this and
+ * chooses BYTES.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* sched_setaffinity, madvise */
@@ -52,7 +54,10 @@ enum {
     LANES = VEC_BYTES / sizeof(float),
     LOADS = 8,             /* vectors read by a turn of the loop */
     BLOCK = LOADS * VEC_BYTES,
-    FMA_TURNS = 1000,      /* turns of the loop that make a pass */
+    FMA_TURNS = 1000,      /* turns of the loop that make a pass, */
+    MIX_TURNS = 250,       /* and of that after which threads meet: as long as a step of a network takes, 1 to 2 us */
+    OTHERS = 4,            /* instructions of a mix for each multiply-add, and */
+    INTEGERS = 4,          /* registers that half of them add to */
     HUGE_PAGE = 2 << 20,
     MAX_THREADS = 1024,
     RUN_NS = 3000000,      /* a run is made to last this long at least, */
@@ -78,6 +83,29 @@ static float fma_passes(size_t passes)
     return a[0][0];
 }
 
+/* The same, and about as many other instructions beside them as a core takes in meanwhile. Whoever has the core's other
+ * thread takes some of these places, whatever it does; of the multiply-adds it may leave all. */
+static float mix_pass(void)
+{
+    volatile float tiny = 1e-9f;
+    const vec factor = (vec){0} + tiny;
+    vec a[ACCUMULATORS];
+    size_t sums[INTEGERS] = {0};
+    UNROLL for (int i = 0; i < ACCUMULATORS; i++) a[i] = (vec){0} + (float)(i + 1);
+    for (int turn = 0; turn < MIX_TURNS; turn++) {
+        UNROLL for (int i = 0; i < ACCUMULATORS; i++) {
+            a[i] += a[i] * factor;
+            UNROLL for (int j = 0; j < OTHERS / 2; j++) {
+                size_t *sum = &sums[(i * (OTHERS / 2) + j) % INTEGERS];
+                *sum += 1;
+                __asm__ volatile("nop" : "+r"(*sum));
+            }
+        }
+    }
+    UNROLL for (int i = 1; i < ACCUMULATORS; i++) a[0] += a[i];
+    return a[0][0];
+}
+
 /* Loads into registers, and nothing done with them. Two streams, by turns: prefetchers get more out of memory so, and
  * Zen 4 reaches its full rate from L1 with vectors of 64 bytes only so. After each load all memory may have changed for
  * all the compiler knows: it loads again in every pass, and in this order. */
@@ -98,9 +126,11 @@ static void read_passes(const vec *data, size_t vectors, size_t passes)
 
 typedef struct probe {
     int threads;
-    size_t bytes; /* that each thread reads; 0: multiply-adds */
+    size_t bytes; /* that each thread reads; 0: multiply-adds, */
+    int mixed;    /* among others or alone */
     size_t passes;
     atomic_int arrived;
+    atomic_size_t met; /* how often a thread of a mix has ended a pass */
 } probe;
 
 typedef struct worker {
@@ -108,6 +138,7 @@ typedef struct worker {
     int processor; /* to run on; -1: any */
     vec *data;     /* [bytes] its own */
     int64_t begin, end;
+    size_t meetings;
     float result; /* of no use but that it takes the work to get it */
 } worker;
 
@@ -196,10 +227,21 @@ static vec *own_data(size_t bytes)
     return data;
 }
 
+/* Where processors are far apart it takes ten times as long as where they are near. */
+static void meet(worker *w)
+{
+    atomic_fetch_add(&w->probe->met, 1);
+    for (w->meetings++; atomic_load(&w->probe->met) < w->meetings * (size_t)w->probe->threads;)
+        ;
+}
+
 static void do_passes(worker *w, size_t passes)
 {
     if (w->probe->bytes)
         read_passes(w->data, w->probe->bytes / VEC_BYTES, passes);
+    else if (w->probe->mixed)
+        for (; passes > 0; passes--, meet(w))
+            w->result = mix_pass();
     else
         w->result = fma_passes(passes);
 }
@@ -228,9 +270,12 @@ static int64_t run(worker *workers, int threads)
 {
     pthread_t ids[MAX_THREADS];
     atomic_store(&workers->probe->arrived, 0);
-    for (int rank = 0; rank < threads; rank++)
+    atomic_store(&workers->probe->met, 0);
+    for (int rank = 0; rank < threads; rank++) {
+        workers[rank].meetings = 0;
         if (pthread_create(&ids[rank], NULL, work, &workers[rank]) != 0)
             fail("not so many threads to be had");
+    }
     int64_t begin = INT64_MAX, end = 0;
     for (int rank = 0; rank < threads; rank++) {
         pthread_join(ids[rank], NULL);
@@ -249,37 +294,43 @@ static int64_t shortest(const worker *workers, int threads)
     return ns;
 }
 
-/* The best rate of all runs within that time, in units of 1e9 a second; a thread does `units` in a pass. */
-static double best_rate(probe *p, double units, int64_t ns)
+/* The rate of runs within that time, in units of 1e9 a second: the best one's, or the mean. A thread does `units` in a
+ * pass. */
+static double rate(probe *p, double units, int64_t ns, int of_best)
 {
     static worker workers[MAX_THREADS];
     for (int rank = 0; rank < p->threads; rank++)
         workers[rank] = (worker){.probe = p, .processor = -1};
     assign(workers, p->threads);
-    double best = 0;
+    double best = 0, done = 0, taken = 0;
     int64_t stop = now_ns() + ns;
     for (int runs = 0; runs < LEAST_RUNS || now_ns() < stop;) {
-        double rate = units * (double)p->passes * p->threads / (double)run(workers, p->threads);
-        best = rate > best ? rate : best;
+        double work = units * (double)p->passes * p->threads, time = (double)run(workers, p->threads);
+        best = work / time > best ? work / time : best;
+        done += work, taken += time;
         if (shortest(workers, p->threads) < RUN_NS)
             p->passes *= 2;
         else
             runs++;
     }
-    return best;
+    return of_best ? best : done / taken;
 }
 
 int main(int argc, char **argv)
 {
-    int fma = argc == 4 && strcmp(argv[1], "fma") == 0, reads = argc == 5 && strcmp(argv[1], "read") == 0;
-    if (!fma && !reads)
-        fail("wanted: fma THREADS SECONDS, or read THREADS SECONDS BYTES");
-    probe p = {.threads = atoi(argv[2]), .passes = 1};
+    int fma = argc == 4 && strcmp(argv[1], "fma") == 0, mix = argc == 4 && strcmp(argv[1], "mix") == 0;
+    int reads = argc == 5 && strcmp(argv[1], "read") == 0;
+    if (!fma && !mix && !reads)
+        fail("wanted: fma or mix THREADS SECONDS, or read THREADS SECONDS BYTES");
+    probe p = {.threads = atoi(argv[2]), .mixed = mix, .passes = 1};
     int64_t ns = (int64_t)(1e9 * atof(argv[3]));
     if (p.threads < 1 || p.threads > MAX_THREADS)
         fail("THREADS is from 1 to 1024");
     if (reads && (p.bytes = strtoull(argv[4], NULL, 10) / BLOCK * BLOCK) == 0)
         fail("BYTES is at least 512");
-    printf("%.3f\n", best_rate(&p, fma ? 2.0 * ACCUMULATORS * LANES * FMA_TURNS : (double)p.bytes, ns));
+    double units = fma   ? 2.0 * LANES * ACCUMULATORS * FMA_TURNS
+                   : mix ? (1.0 + OTHERS) * ACCUMULATORS * MIX_TURNS
+                         : (double)p.bytes;
+    printf("%.3f\n", rate(&p, units, ns, !mix));
     return 0;
 }

@@ -166,8 +166,11 @@ def measure(threads: Sequence[int], seconds: float = 0.3, flags: Sequence[str] =
     return Ceilings(sizes, fma, read)
 
 
-class Peak:
-    """The rate of multiply-adds, to be looked at again and again. Raises ProbeError as `measure` does."""
+class Mix:
+    """The rate of multiply-adds and other instructions at once in threads that meet often, to be looked at again and
+    again: less where a neighbour has a core's other thread, or where processors are two threads of one core, or far
+    apart. Raises ProbeError as `measure` does.
+    """
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
@@ -181,9 +184,9 @@ class Peak:
         """Remove the program."""
         self._folder.cleanup()
 
-    def now(self, threads: int, seconds: float = 0.02) -> float:
-        """GFLOP/s of so many threads."""
-        return _rate(self._program, "fma", threads, seconds)
+    def now(self, threads: int, seconds: float = 0.01) -> float:
+        """1e9 instructions a second of so many threads."""
+        return _rate(self._program, "mix", threads, seconds)
 
 
 def compiler() -> list[str]:

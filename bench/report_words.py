@@ -144,12 +144,19 @@ def ceilings_line(results: Results) -> str:
     return f"{rates} GFLOP/s on {counts} threads; reads in GB/s on {most}: {', '.join(places)}"
 
 
+def blocks_text(results: Results) -> str:
+    """Of how many blocks the best counts."""
+    settings = results["settings"]
+    rounds = settings.get("rounds", 1)
+    return f"{settings['blocks']} blocks" + f" in each of {rounds} rounds" * (rounds > 1)
+
+
 def settings_line(results: Results) -> str:
     """When and how long it was measured."""
     settings = results["settings"]
     quick = "quick run, few cases, " * settings["quick"]
     minutes = f", {settings['minutes']:.0f} minutes in all" if "minutes" in settings else ""
-    each = f"{settings['blocks']} blocks, {settings['seconds']:g} s per case and engine"
+    each = f"{blocks_text(results)}, {settings['seconds']:g} s per case and engine"
     return f"{settings['date']}, {quick}{each}{minutes}"
 
 
@@ -207,14 +214,14 @@ def steady_line(results: Results) -> str:
     if not looks:
         return ""
     return (
-        " Processors of a virtual machine may be two threads of one core for a while, or share theirs: a block waits "
-        f"until the peak of multiply-adds is to be had, which it was for {held} of {looks}."
+        " Processors of a virtual machine may be two threads of one core for a while, far apart, or share theirs: a "
+        "block waits until as much is done at once as ever, multiply-adds, other instructions and meetings of threads; "
+        f"so it was for {held} of {looks}."
     )
 
 
 def how_to_read(results: Results) -> list[str]:
     """What the words and figures mean, a paragraph each."""
-    settings = results["settings"]
     return [
         "A ratio is the time of the fastest rival over the time of fastrnn's C backend on the same case: 2 means that "
         "fastrnn takes half as long, 0.5 that it takes twice as long. Which rival is the fastest differs from case to "
@@ -223,7 +230,7 @@ def how_to_read(results: Results) -> list[str]:
         f"have {steps_text(results)}. Inference: a whole sequence, nothing kept. Training: forward, and backward to "
         "the input and all weights. Step: one step of a stream, the state carried over. 2x1: two layers; 2x2: "
         "in both directions. Ragged: sequences of different lengths. Words: a training step of a language model.",
-        f"A time is a median, of the best of {settings['blocks']} blocks of runs. Small differences are noise: "
+        f"A time is a median, of the best of {blocks_text(results)} of runs. Small differences are noise: "
         f"a ratio of 0.97 and one of 1.03 say the same. In this run: {noise_line(results)}.{steady_line(results)}",
         "Every engine's output is compared with the reference's; a wrong one is marked wrong and not timed.",
         "The machine's limit, the floor of a time, is the least that the case's arithmetic and its reading of weights "

@@ -1,9 +1,11 @@
 """The whole benchmark: every engine on every case, beside the machine's own ceilings, then the report.
 
-    python bench/suite.py [--quick] [--resume] [--engines c,torch] [--only lstm-step] [--threads 2,1]
+    python bench/suite.py [--quick] [--resume] [--rounds 3] [--engines c,torch] [--only lstm-step] [--threads 2,1]
 
 Results are written after every case, bench/results/<machine>.json, so that an interrupted run loses nothing and
---resume goes on with it. What is timed and how is in fastrnn/bench/; ceilings in probe.py; the report in report.py.
+--resume goes on with it. Each round goes through all cases once more, minutes after the one before: what disturbed all
+blocks of a case in one is gone in another. What is timed and how is in fastrnn/bench/; ceilings in probe.py; the report
+in report.py.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import report
-from probe import Ceilings, Peak, ProbeError, measure
+from probe import Ceilings, Mix, ProbeError, measure
 
 import fastrnn
 from fastrnn.bench.cases import GRID, QUICK, TABLE, Case
@@ -41,8 +44,9 @@ RESULTS = ROOT / "bench" / "results"
 SECONDS, QUICK_SECONDS = 0.1, 0.06  # a case and engine, in all blocks
 QUICK_ENGINES = ("c", "torch", "onnxruntime", "openvino", "jax")
 LARGEST = {"numba": 512, "numpy": 128}  # the largest H that is worth the wait
-STEADY = 0.9  # the share of the peak below which the machine is not itself
-PAUSE, WAIT = 0.5, 30.0  # seconds between two looks at it, and at once: then it is not itself for good
+STEADY = 0.85  # the share of the best seen below which the machine is not itself
+LOOKS = 40  # at first, for something to compare with
+PAUSE, WAIT = 0.1, 5.0  # seconds between two looks at it, and for a block at most
 PATIENCE, QUICK_PATIENCE = 600.0, 20.0  # to lose on it in a run
 # The only H of engines that differ little from another, or that compile for seconds.
 SAMPLES = {"torch-eager": (128,), "keras": (16, 128, 512)}
@@ -74,39 +78,35 @@ def main(argv: list[str] | None = None) -> None:
         if before["machine"] != results["machine"] or named != wanted:
             raise SystemExit(f"{path} is of another machine or other engines: run without --resume")
         results, engines = before, before["engines"]
+    results["settings"]["rounds"] = args.rounds
     args.results.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic() - 60 * results["settings"].get("minutes", 0)
     ceilings = _ceilings(results, args.threads)
     cases = [case for case in (QUICK if args.quick else TABLE) if any(part in case.name for part in args.only)]
-    done = {(run["name"], run["threads"]) for run in results["runs"]}
-    with closing(Steady(ceilings, QUICK_PATIENCE if args.quick else PATIENCE)) as steady:
+    runs = {(run["name"], run["threads"]): run for run in results["runs"]}
+    with closing(Steady(QUICK_PATIENCE if args.quick else PATIENCE)) as steady:
         steady.held, steady.looks = results["settings"].get("steady", (0, 0))
-        for threads in args.threads:
+        for turn, threads in product(range(1, args.rounds + 1), args.threads):
             with Race(here, threads) as race:
                 for case in cases if threads == args.threads[0] else [case for case in cases if case in GRID]:
-                    if (case.name, threads) in done:
+                    blank = {"case": asdict(case), "name": case.name, "engines": {}}
+                    run = runs.setdefault((case.name, threads), blank)
+                    if run.get("rounds", 0) >= turn:
                         continue
                     out = {name: why for name in here if (why := left_out(name, case, threads == args.threads[0]))}
                     entered = [name for name in here if name not in out]
                     found = race.run(case, args.seconds, entered, partial(steady.wait, threads))
                     found |= {name: {"skipped": why} for name, why in out.items()}
-                    results["runs"].append(
-                        {
-                            "case": asdict(case),
-                            "name": case.name,
-                            "threads": threads,
-                            "floor": ceilings and floor(case, ceilings, threads),
-                            "engines": found,
-                        }
-                    )
                     for name, record in found.items():
                         if "version" in record:
                             engines[name]["version"] = record.pop("version")
-                    results["engines"] = engines
+                        run["engines"][name] = merged(run["engines"].get(name), record)
+                    run |= {"threads": threads, "rounds": turn, "floor": ceilings and floor(case, ceilings, threads)}
                     minutes = round((time.monotonic() - begin) / 60, 2)
                     results["settings"] |= {"steady": (steady.held, steady.looks), "minutes": minutes}
+                    results |= {"runs": [run for run in runs.values() if "rounds" in run], "engines": engines}
                     _save(path, results)
-                    print(_line(case, threads, found), flush=True)
+                    print(_line(case, threads, run["engines"]), flush=True)
     if not args.quick and not results["footprint"]:
         results["footprint"] = {name: footprint(name) for name in here}
         _save(path, results)
@@ -115,47 +115,61 @@ def main(argv: list[str] | None = None) -> None:
 
 
 class Steady:
-    """Waits until the machine does the multiply-adds that it did when its ceilings were measured.
+    """Waits until the machine does about as much at once as it was ever seen to do.
 
-    A virtual machine's processors may be two threads of one core for a while, or have a busy neighbour on theirs: what
-    is timed then says nothing of engines. All of them wait alike, in a whole run no more than `patience` seconds.
+    A virtual machine's processors may be two threads of one core for a while, far apart, or have a busy neighbour on
+    their cores' other threads: what is timed then says nothing of engines. All of them wait alike, in a whole run no
+    more than `patience` seconds.
 
     looks, held  how often it was waited for, and how often it came
     """
 
-    def __init__(self, ceilings: Ceilings | None, patience: float) -> None:
+    def __init__(self, patience: float) -> None:
         self.looks = self.held = 0
-        self._ceilings, self._patience = ceilings, patience
-        self._peak: Peak | None = None
+        self._patience = patience
+        self._best: dict[int, float] = {}  # by number of threads
+        self._mix: Mix | None = None
 
     def wait(self, threads: int) -> None:
-        """Until it does so with that many threads, or patience is at an end."""
-        if self._ceilings is None:
+        """Until it does so with that many threads, or patience is at an end, or nothing can be measured."""
+        if self._patience <= 0:
             return
-        self.looks += 1
-        for _ in range(int(WAIT / PAUSE)):
-            if self._is_itself(threads):
-                self.held += 1
-                return
-            if self._patience <= 0:
-                return
-            time.sleep(PAUSE)
-            self._patience -= PAUSE
-        self._patience = 0.0
+        try:
+            self._mix = self._mix or Mix()
+            if threads not in self._best:
+                self._best[threads] = max(self._mix.now(threads) for _ in range(LOOKS))
+            self.looks += 1
+            self.held += self._came(threads, self._mix)
+        except ProbeError as error:
+            print(f"without waiting for a steady machine: {error}")
+            self._patience = 0.0
 
     def close(self) -> None:
         """Remove what it measures with."""
-        if self._peak:
-            self._peak.close()
+        if self._mix:
+            self._mix.close()
 
-    def _is_itself(self, threads: int) -> bool:
-        assert self._ceilings
-        try:
-            self._peak = self._peak or Peak()
-            return self._peak.now(threads) >= STEADY * self._ceilings.fma[threads]
-        except ProbeError:
-            self._patience = 0.0
-            return False
+    def _came(self, threads: int, mix: Mix) -> bool:
+        for _ in range(int(WAIT / PAUSE)):
+            found = mix.now(threads)
+            self._best[threads] = max(found, self._best[threads])
+            if found >= STEADY * self._best[threads]:
+                return True
+            if self._patience <= 0:
+                return False
+            time.sleep(PAUSE)
+            self._patience -= PAUSE
+        return False
+
+
+def merged(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
+    """An engine's record of a case with that of another round: all blocks, of which the best counts; or why not."""
+    if before is None or ("blocks" in before and "blocks" not in now):
+        return now
+    if "blocks" not in before:
+        return before
+    both = {"blocks": before["blocks"] + now["blocks"], "runs": before["runs"] + now["runs"]}
+    return now | both | {"time": min(before["time"], now["time"]), "error": max(before["error"], now["error"])}
 
 
 def left_out(engine: str, case: Case, first: bool) -> str | None:
@@ -176,6 +190,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on with the results file there is")
     parser.add_argument("--readme", action="store_true", help="put the summary into README.md")
     parser.add_argument("--engines", type=listed, help=f"of {','.join(ENGINES)}")
+    parser.add_argument("--rounds", type=int, default=1, help="how often to go through all cases")
     parser.add_argument("--only", type=listed, default=[""], help="parts of cases' names")
     parser.add_argument("--threads", type=listed, help="numbers of threads, one after the other")
     parser.add_argument("--seconds", type=float, help="a case and engine, in all blocks")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
@@ -229,20 +230,42 @@ def test_floors(suite: Any) -> None:
 
 @pytest.mark.parametrize(
     ("rates", "patience", "held"),
-    [([100], 1.0, 1), ([80, 100], 1.0, 1), ([80, 80], 0.1, 0), ([80], 0.0, 0)],
+    [([90, 100], 1.0, 1), ([80, 86, 100], 1.0, 1), ([80, 80, 100], 0.1, 0), ([120, 110], 1.0, 1), ([100], 0.0, 0)],
 )
 def test_blocks_wait_until_the_machine_is_itself(suite: Any, rates: list[int], patience: float, held: int) -> None:
-    watch, moods = suite["Steady"](SimpleNamespace(fma={2: 100.0}), patience), iter(rates)
-    watch._peak = SimpleNamespace(now=lambda threads: next(moods))
+    *looks, first = rates
+    watch, moods = suite["Steady"](patience), iter([first] * suite["LOOKS"] + looks)
+    watch._mix = SimpleNamespace(now=lambda threads: next(moods))
     watch.wait(2)
-    assert (watch.looks, watch.held) == (1, held)
-    assert next(moods, None) is None  # looked at as often as told
+    assert watch.held == held
+    assert not patience or next(moods, None) is None  # looked at as often as told
 
 
-def test_nobody_waits_where_there_are_no_ceilings(suite: Any) -> None:
-    watch = suite["Steady"](None, 1.0)
+def test_what_is_seen_later_is_compared_with_too(suite: Any) -> None:
+    watch, moods = suite["Steady"](0.1), iter([100] * suite["LOOKS"] + [130, 101, 101])
+    watch._mix = SimpleNamespace(now=lambda threads: next(moods))
+    watch.wait(2)
+    watch.wait(2)
+    assert (watch.looks, watch.held) == (2, 1)
+
+
+def test_nobody_waits_where_nothing_can_be_measured(suite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "/nowhere/cc")
+    watch = suite["Steady"](1.0)
+    watch.wait(2)
     watch.wait(2)
     assert (watch.looks, watch.held) == (0, 0)
+
+
+def test_rounds_are_merged(suite: Any) -> None:
+    merged = suite["merged"]
+    first = {"time": 2.0, "blocks": [[2.0], [3.0]], "runs": 4, "error": 1e-6}
+    second = {"time": 1.0, "blocks": [[1.0], [4.0]], "runs": 5, "error": 1e-7}
+    both = {"time": 1.0, "blocks": [[2.0], [3.0], [1.0], [4.0]], "runs": 9, "error": 1e-6}
+    assert merged(None, first) == first
+    assert merged(first, second) == both
+    for bad in ({"failed": "its process ended"}, {"wrong": "y"}, {"skipped": "too slow"}):
+        assert merged(bad, first) == merged(first, bad) == bad
 
 
 def test_an_interrupted_run_is_gone_on_with(suite: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,6 +276,17 @@ def test_an_interrupted_run_is_gone_on_with(suite: Any, tmp_path: Path, capsys: 
     told = capsys.readouterr().out
     assert "rnn-step-h16-b1 x1" not in told
     assert "rnn-step-h32-b1 x1" in told
+
+
+def test_every_round_goes_through_all_cases(suite: Any, tmp_path: Path) -> None:
+    arguments = ["--engines", "c", "--threads", "1", "--seconds", "0.01", "--results", str(tmp_path)]
+    suite["main"]([*arguments, "--only", "rnn-step-h16"])
+    suite["main"]([*arguments, "--only", "rnn-step-h16,rnn-step-h32", "--rounds", "2", "--resume"])
+    (path,) = tmp_path.glob("*.json")
+    results = json.loads(path.read_text())
+    counts = {run["name"]: (run["rounds"], len(run["engines"]["c"]["blocks"])) for run in results["runs"]}
+    assert counts == {"rnn-step-h16-b1": (2, 10), "rnn-step-h32-b1": (2, 10)}
+    assert "5 blocks in each of 2 rounds" in path.with_suffix(".md").read_text()
 
 
 def test_footprint_counts_what_is_depended_on(suite: Any) -> None:

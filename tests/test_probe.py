@@ -10,18 +10,26 @@ import os
 import platform
 import shutil
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
-from probe import LEVELS, Ceilings, ProbeError, caches, measure, working_sets
+from probe import LEVELS, Ceilings, Mix, ProbeError, caches, measure, working_sets
 
 KB, MB = 1 << 10, 1 << 20
 MADE_UP = Ceilings(
     caches={"l1": 32 * KB, "l2": MB, "l3": 8 * MB},
     fma={1: 100.0, 4: 390.5},
     read={level: {1: 10.0 * i, 4: 30.0 * i} for level, i in zip(LEVELS, (4, 3, 2, 1), strict=True)},
+)
+
+
+runs_here = pytest.mark.skipif(
+    not (os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang"))))
+    or platform.machine() not in ("x86_64", "aarch64", "arm64"),
+    reason="there is no C compiler, or the probe does not know the processor",
 )
 
 
@@ -98,12 +106,7 @@ def test_working_sets_belong_to_their_levels(l1, l2, l3, threads):
     assert sets["memory"] * threads <= 1 << 30
 
 
-@pytest.mark.skipif(
-    not os.environ.get("CC") and not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no C compiler"
-)
-@pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "aarch64", "arm64"), reason="the probe knows x86-64 and 64-bit Arm only"
-)
+@runs_here
 def test_measure():
     found = measure([1, 1], seconds=0.02)
     assert found.caches == caches()
@@ -114,6 +117,13 @@ def test_measure():
         assert list(rates) == [1]
         assert rates[1] > 0
     assert found.read["l1"][1] >= found.read["memory"][1]
+
+
+@runs_here
+@pytest.mark.parametrize("threads", [1, 2])
+def test_mix(threads):
+    with closing(Mix()) as mix:
+        assert mix.now(threads) > 0
 
 
 def test_measure_without_a_compiler(monkeypatch, tmp_path):
