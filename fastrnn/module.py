@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, wraps
 from itertools import accumulate, pairwise
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -270,7 +271,7 @@ class Block(Mapping[str, Parameter]):
     @cached_property
     def grads(self) -> Mapping[str, np.ndarray]:
         """name -> gradient, writable views of `grad`; what a backend gets as `dparams`."""
-        return {name: self.grad[span].reshape(self.shapes[name]) for name, span in self._spans.items()}
+        return MappingProxyType({n: self.grad[span].reshape(self.shapes[n]) for n, span in self._spans.items()})
 
     def zero_grad(self) -> None:
         """Set the gradient to zero, where there is one."""

@@ -590,6 +590,34 @@ def test_a_cell_drops_calls_that_cannot_be_undone():
         cell.train().backward(z(3))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
+@pytest.mark.parametrize("given", ["state and dropout", "lengths", "another size"])
+def test_nothing_of_a_call_is_left_in_the_next(name, given, backend):
+    T, B, I, H = 6, 3, 4, 5
+    make = getattr(fastrnn, name)
+
+    def trained(layer, x, dy, state=None, lengths=None, dstate=None):
+        layer.zero_grad()
+        y, final = layer(x, state, lengths)
+        return [y, *np.atleast_1d(final), *layer.backward(dy, dstate), *layer.grad.values()]
+
+    layer = make(I, H, num_layers=2, dropout=0.5, dtype="float64", seed=0, backend=backend).train()
+    state = (normal(2, B, H), normal(2, B, H, seed=1)) if name == "LSTM" else normal(2, B, H)
+    x, dy = normal(T, B, I), normal(T, B, H)
+    if given == "state and dropout":
+        trained(layer, x, dy, state, dstate=state)
+    elif given == "lengths":
+        trained(layer, x, dy, lengths=[2, 0, 5])
+    else:
+        trained(layer, x[: T - 1], dy[: T - 1])
+    layer.dropout = 0.0
+    fresh = make(I, H, num_layers=2, dtype="float64", backend=backend).train()
+    fresh.load_state_dict(layer.state_dict())
+    for found, wanted in zip(trained(layer, x, dy), trained(fresh, x, dy), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
 def test_gradients_add_up():
     layer, x = fastrnn.GRU(2, 3, seed=0).train(), normal(4, 3, 2)
     grads = []

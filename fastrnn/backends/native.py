@@ -8,13 +8,13 @@ the kernels in csrc/kernels.h.
 from __future__ import annotations
 
 import math
-import operator
 import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
 from functools import cache, cached_property
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -148,6 +148,15 @@ def _spec(stack: Stack, dtype: np.dtype[Any]) -> Any:
     return spec
 
 
+class Kept(NamedTuple):
+    """What a tape is made of, and the next of its size may be."""
+
+    sizes: tuple[int, int] | None  # T and B; None where there are lengths or masks
+    call: Any  # forward's, whose x, lengths, masks and tape backward reads
+    grads: Any  # backward's
+    memory: np.ndarray
+
+
 class Engine:
     """Packed weights of one set of parameters, and a plan to run them with."""
 
@@ -165,8 +174,8 @@ class Engine:
         self.packed: tuple[Any, bool] | None = None
         self.plan = self.new_plan()
         self.pointers = _pointers(stack, params)
-        self.gradients: tuple[tuple[Any, ...], Any] = (), None  # the latest call's gradients, and their pointers
-        self.spare: np.ndarray | None = None  # the last tape's memory, for the next one
+        self.gradients: tuple[Any, Any] = None, None  # the latest that nobody can replace, and their pointers
+        self.spare: Kept | None = None  # what the last tape gave back, for the next one
         self.outputs, self.input_grads = Recycled(), Recycled()  # of training
 
     def new_plan(self) -> Any:
@@ -185,18 +194,34 @@ class Engine:
         _check(c.frnn_weights_pack(self.weights, self.pointers[0], backward), "packing")
         self.packed = version, backward
 
-    def tape_memory(self, call: Any) -> np.ndarray:
-        """Memory for the call's tape: the last one's, where that was given back and is of such a size."""
+    def keep(self, T: int, B: int, lengths: Any, masks: Any) -> Kept:
+        """What a tape of that size is made of: what the last one gave back, where it is as large."""
+        spare, self.spare = self.spare, None
+        sizes = (T, B) if lengths is None and masks is None else None
+        if spare is not None and sizes and spare.sizes == sizes:
+            return spare
+        call = _call(T, B, lengths, masks)
         size = c.frnn_tape_bytes(self.weights, call)
         if size < 0:
-            _check(-size, "the tape of T={}, B={}", call.T, call.B)
-        spare, self.spare = self.spare, None
-        if spare is not None and size <= spare.nbytes <= 2 * size:
-            return spare
-        try:
-            return _aligned(size)
-        except (MemoryError, ValueError) as error:
-            raise OutOfMemoryError(f"the tape, {size} bytes, could not be allocated") from error
+            _check(-size, "the tape of T={}, B={}", T, B)
+        memory = None if spare is None else spare.memory
+        if memory is None or not size <= memory.nbytes <= 2 * size:
+            try:
+                memory = _aligned(size)
+            except (MemoryError, ValueError) as error:
+                raise OutOfMemoryError(f"the tape, {size} bytes, could not be allocated") from error
+        call.tape = ffi.from_buffer(memory)
+        return Kept(sizes, call, ffi.new("frnn_grads *"), memory)
+
+
+def _call(T: int, B: int, lengths: Any, masks: Any) -> Any:
+    """A call with all that its tape's size follows from."""
+    call = ffi.new("frnn_call *", {"T": T, "B": B})
+    if lengths is not None:
+        call.lengths = ffi.from_buffer("int64_t[]", lengths)
+    if masks is not None:
+        call.masks = ffi.from_buffer(masks)
+    return call
 
 
 def _pointers(stack: Stack, arrays: Mapping[str, np.ndarray], writable: bool = False) -> tuple[Any, list[Any]]:
@@ -237,9 +262,9 @@ class Recycled:
         self.lock = threading.Lock()
         self.given: list[tuple[weakref.ref[np.ndarray], memoryview]] = []
 
-    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    def array(self, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> np.ndarray:
         """One of that shape, of any content. A small one is the allocator's own business."""
-        size = math.prod(shape) * dtype.itemsize
+        size = shape[0] * shape[1] * shape[2] * dtype.itemsize
         # Not locked: another thread's call is here, or was when this process was forked.
         if size < RECYCLED_BYTES or not self.lock.acquire(blocking=False):
             return np.empty(shape, dtype)
@@ -254,7 +279,7 @@ class Recycled:
             if memory is None:
                 memory = memoryview(_aligned(size))
             # Made of a memoryview, it is the base of all views of it and lives until the last one's end.
-            flat = np.frombuffer(memory, dtype, math.prod(shape))
+            flat = np.frombuffer(memory, dtype, size // dtype.itemsize)
             self.given.append((weakref.ref(flat), memory))
         finally:
             self.lock.release()
@@ -267,18 +292,15 @@ class Recycled:
 class Tape:
     """What one forward call kept. The gates become their gradients when backward has run."""
 
-    def __init__(
-        self, engine: Engine, cell: Cell, call: Any, x: np.ndarray, lengths: Any, masks: Any, memory: np.ndarray
-    ) -> None:
+    def __init__(self, engine: Engine, cell: Cell, kept: Kept, x: np.ndarray, lengths: Any, masks: Any) -> None:
         self.engine, self.cell, self.stack = engine, cell, engine.stack
-        self.call = call  # forward's, whose x, lengths, masks and tape backward reads
         self.x, self.lengths, self.masks = x, lengths, masks
-        self.memory: np.ndarray | None = memory
+        self.kept: Kept | None = kept
 
     @cached_property
     def layers(self) -> list[LayerTape]:
         """The sequences as plain arrays in step order, one LayerTape for each layer and direction."""
-        if self.memory is None:
+        if self.kept is None:
             raise UsageError("the tape's memory was given back when backward ran; read its layers before")
         layers: list[LayerTape] = []
         D, below = self.stack.num_directions, self.x
@@ -298,10 +320,11 @@ class Tape:
 
     def _layer(self, k: int, x: np.ndarray) -> LayerTape:
         """Unpack track k: on the tape rows are sorted by length and take no room past their ends, shard by shard."""
+        assert self.kept
         stack, cell, (T, B) = self.stack, self.cell, self.x.shape[:2]
         view = ffi.new("frnn_tape_view *")
-        _check(c.frnn_tape_layout(self.engine.weights, self.call, k, view), "the tape's layout")
-        reals = self.memory.view(self.x.dtype)  # type: ignore[union-attr]
+        _check(c.frnn_tape_layout(self.engine.weights, self.kept.call, k, view), "the tape's layout")
+        reals = self.kept.memory.view(self.x.dtype)
         lengths = np.full(B, T) if self.lengths is None else self.lengths
         n, order = view.shards, np.argsort(-lengths, kind="stable")
         parts = [slice(B * i // n, B * (i + 1) // n) if self.lengths is None else slice(i, B, n) for i in range(n)]
@@ -342,23 +365,18 @@ def forward(cell, params, x, state, lengths, train, *, masks=None, cells=None): 
         raise OutOfMemoryError(f"the output {shape} of {dtype} and the state could not be allocated") from error
     if state is not None:
         h0, c0 = map(buffer, state) if cell.has_c else (buffer(state), c0)
-    places = T, B, buffer(x), h0, c0, buffer(y), buffer(hn), cn_at
+    places = buffer(x), h0, c0, buffer(y), buffer(hn), cn_at
     tape = None
     if not train and lengths is None and cells is None and masks is None:
-        code = c.frnn_infer(engine.plan, *places)
+        code = c.frnn_infer(engine.plan, T, B, *places)
     else:
-        call = ffi.new("frnn_call *")
-        call.T, call.B, call.x, call.h0, call.c0, call.y, call.hn, call.cn = places
-        if lengths is not None:
-            call.lengths = buffer("int64_t[]", lengths)
-        if masks is not None:
-            call.masks = buffer(masks)
-        if cells is not None:
-            call.cells = buffer(cells)
         if train:
-            memory = engine.tape_memory(call)
-            call.tape = buffer(memory)
-            tape = Tape(engine, cell, call, x, lengths, masks, memory)
+            kept = engine.keep(T, B, lengths, masks)
+            call, tape = kept.call, Tape(engine, cell, kept, x, lengths, masks)
+        else:
+            call = _call(T, B, lengths, masks)
+        call.x, call.h0, call.c0, call.y, call.hn, call.cn = places
+        call.cells = ffi.NULL if cells is None else buffer(cells)
         code = c.frnn_forward(engine.plan, call)
     if code:
         _check(code, "forward of T={}, B={}, {}", T, B, stack)
@@ -367,39 +385,36 @@ def forward(cell, params, x, state, lengths, train, *, masks=None, cells=None): 
 
 def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
     """The contract's backward: one call of the C library."""
-    if tape.memory is None:
+    kept = tape.kept
+    if kept is None:
         raise UsageError("backward was called twice for one forward")
-    engine, stack, call, buffer = tape.engine, tape.stack, tape.call, ffi.from_buffer
-    dtype, T, B = engine.dtype, call.T, call.B
+    engine, stack, grads, buffer = tape.engine, tape.stack, kept.grads, ffi.from_buffer
+    dtype, (T, B, _) = engine.dtype, tape.x.shape
     engine.pack(True)
     if dparams is None:
         dparams = {name: np.zeros(shape, dtype) for name, shape in stack.shapes.items()}
-    grads, shape = ffi.new("frnn_grads *"), (T, B, stack.input_size)
+    shape = T, B, stack.input_size
+    dhn = dcn = dc0_at = ffi.NULL
     try:
         dx = engine.input_grads.array(shape, dtype)
         dh0 = dstate0 = np.empty((engine.tracks, B, stack.output_size), dtype)
         if tape.cell.has_c:
             dc0 = np.empty((engine.tracks, B, stack.hidden_size), dtype)
-            grads.dc0, dstate0 = buffer(dc0), (dh0, dc0)
+            dc0_at, dstate0 = buffer(dc0), (dh0, dc0)
     except (MemoryError, ValueError) as error:
         raise OutOfMemoryError(f"dx {shape} of {dtype} and the state's gradient could not be allocated") from error
-    grads.dx, grads.dh0 = buffer(dx), buffer(dh0)
-    if dy is not None:
-        grads.dy = buffer(dy)
-    if dstate is not None and tape.cell.has_c:
-        grads.dhn, grads.dcn = map(buffer, dstate)
-    elif dstate is not None:
-        grads.dhn = buffer(dstate)
-    arrays = tuple(dparams.values())
+    if dstate is not None:
+        dhn, dcn = map(buffer, dstate) if tape.cell.has_c else (buffer(dstate), dcn)
     known, pointers = engine.gradients
-    if len(known) != len(arrays) or not all(map(operator.is_, known, arrays)):
+    if known is not dparams:
         pointers = _pointers(stack, dparams, writable=True)
-        engine.gradients = arrays, pointers
-    grads.params = pointers[0]
-    code = c.frnn_backward(engine.plan, call, grads)
+        engine.gradients = dparams if type(dparams) is MappingProxyType else None, pointers
+    grads.dy, grads.dhn, grads.dcn = ffi.NULL if dy is None else buffer(dy), dhn, dcn
+    grads.dx, grads.dh0, grads.dc0, grads.params = buffer(dx), buffer(dh0), dc0_at, pointers[0]
+    code = c.frnn_backward(engine.plan, kept.call, grads)
     if code:
         _check(code, "backward of T={}, B={}, {}", T, B, stack)
-    engine.spare, tape.memory = tape.memory, None
+    engine.spare, tape.kept = kept, None
     return dx, dstate0, dparams
 
 
