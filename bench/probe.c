@@ -1,13 +1,13 @@
 /* What this machine can do at most: float32 multiply-adds, and reads from a level of its memory.
  *
  *     probe fma  THREADS SECONDS          prints GFLOP/s, a multiply-add being two
- *     probe mix  THREADS SECONDS          prints 1e9 instructions/s, a few of them multiply-adds, in threads that meet often
+ *     probe mix  THREADS SECONDS          prints 1e9 instructions/s, a few multiply-adds, of threads that meet often
  *     probe read THREADS SECONDS BYTES    prints GB/s (1e9), each thread reading its own BYTES over and over
  *
  * To be compiled for the very machine: how wide a vector is follows from the flags. A run lasts a few milliseconds,
- * and of all the runs in SECONDS the best counts: what else the machine does can only slow one down. Of a mix, which is to
- * tell of just that, their mean does. Not measured by itself: latency, and writing. Next: probe.py, which compiles this and
- * chooses BYTES.
+ * and of all the runs in SECONDS the best counts: what else the machine does can only slow one down. A mix is there to
+ * tell how much it does: of its runs the mean counts. Not measured by itself: latency, and writing. Next: probe.py,
+ * which compiles this and chooses BYTES.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* sched_setaffinity, madvise */
@@ -54,10 +54,11 @@ enum {
     LANES = VEC_BYTES / sizeof(float),
     LOADS = 8,             /* vectors read by a turn of the loop */
     BLOCK = LOADS * VEC_BYTES,
-    FMA_TURNS = 1000,      /* turns of the loop that make a pass, */
-    MIX_TURNS = 250,       /* and of that after which threads meet: as long as a step of a network takes, 1 to 2 us */
-    OTHERS = 4,            /* instructions of a mix for each multiply-add, and */
-    INTEGERS = 4,          /* registers that half of them add to */
+    FMA_TURNS = 1000,      /* turns of the loop that make a pass */
+    MIX_TURNS = 250,       /* the same of a mix, whose threads meet after each: 1 to 2 us, as a network's step takes */
+    OTHERS = 4,            /* other instructions of a mix for each multiply-add */
+    INTEGERS = 4,          /* registers that half of these add to */
+    LINE = 128,            /* at least a cache line */
     HUGE_PAGE = 2 << 20,
     MAX_THREADS = 1024,
     RUN_NS = 3000000,      /* a run is made to last this long at least, */
@@ -130,11 +131,11 @@ typedef struct probe {
     int mixed;    /* among others or alone */
     size_t passes;
     atomic_int arrived;
-    atomic_size_t met; /* how often a thread of a mix has ended a pass */
+    _Alignas(LINE) atomic_size_t met; /* how often a thread of a mix has ended a pass */
 } probe;
 
 typedef struct worker {
-    probe *probe;
+    _Alignas(LINE) probe *probe;
     int processor; /* to run on; -1: any */
     vec *data;     /* [bytes] its own */
     int64_t begin, end;
@@ -172,14 +173,15 @@ static int core_of(int processor)
 }
 
 /* A processor for each worker, on cores of their own as far as there are enough. A single one is left to the
- * scheduler, which knows the idle cores. */
+ * scheduler, which knows the idle cores. A mix is to tell of the first processors, on which engines are timed. */
 static void assign(worker *workers, int threads)
 {
+    const int in_order = workers->probe->mixed;
     cpu_set_t allowed, cores;
-    if (threads == 1 || sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < threads)
+    if ((threads == 1 && !in_order) || sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < threads)
         return;
     CPU_ZERO(&cores);
-    for (int shared = 0, rank = 0; shared <= 1; shared++) {
+    for (int shared = in_order, rank = 0; shared <= 1; shared++) {
         for (int processor = 0; processor < CPU_SETSIZE && rank < threads; processor++) {
             if (!CPU_ISSET(processor, &allowed) || (!shared && CPU_ISSET(core_of(processor), &cores)))
                 continue;
@@ -294,26 +296,26 @@ static int64_t shortest(const worker *workers, int threads)
     return ns;
 }
 
-/* The rate of runs within that time, in units of 1e9 a second: the best one's, or the mean. A thread does `units` in a
- * pass. */
-static double rate(probe *p, double units, int64_t ns, int of_best)
+/* The rate of runs within that time, in units of 1e9 a second: the best one's, or a mix's mean. A thread does `units` in
+ * a pass. */
+static double rate(probe *p, double units, int64_t ns)
 {
     static worker workers[MAX_THREADS];
     for (int rank = 0; rank < p->threads; rank++)
         workers[rank] = (worker){.probe = p, .processor = -1};
     assign(workers, p->threads);
-    double best = 0, done = 0, taken = 0;
+    double best = 0, sum = 0;
     int64_t stop = now_ns() + ns;
-    for (int runs = 0; runs < LEAST_RUNS || now_ns() < stop;) {
-        double work = units * (double)p->passes * p->threads, time = (double)run(workers, p->threads);
-        best = work / time > best ? work / time : best;
-        done += work, taken += time;
+    int runs = 0;
+    while (runs < LEAST_RUNS || now_ns() < stop) {
+        double rate = units * (double)p->passes * p->threads / (double)run(workers, p->threads);
+        best = rate > best ? rate : best;
         if (shortest(workers, p->threads) < RUN_NS)
             p->passes *= 2;
         else
-            runs++;
+            runs++, sum += rate;
     }
-    return of_best ? best : done / taken;
+    return p->mixed ? sum / runs : best;
 }
 
 int main(int argc, char **argv)
@@ -331,6 +333,6 @@ int main(int argc, char **argv)
     double units = fma   ? 2.0 * LANES * ACCUMULATORS * FMA_TURNS
                    : mix ? (1.0 + OTHERS) * ACCUMULATORS * MIX_TURNS
                          : (double)p.bytes;
-    printf("%.3f\n", rate(&p, units, ns, !mix));
+    printf("%.3f\n", rate(&p, units, ns));
     return 0;
 }

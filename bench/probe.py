@@ -211,7 +211,7 @@ def _compile(folder: Path, more: Sequence[str]) -> Path:
 
 
 def _rate(program: Path, *arguments: object) -> float:
-    """What the program prints: GFLOP/s or GB/s."""
+    """What the program prints."""
     done = _run([str(program), *map(str, arguments)])
     if done.returncode != 0:
         raise ProbeError(f"probe {' '.join(map(str, arguments))} ended with {done.returncode}: {done.stderr.strip()}")

@@ -146,9 +146,11 @@ def ceilings_line(results: Results) -> str:
 
 def blocks_text(results: Results) -> str:
     """Of how many blocks the best counts."""
-    settings = results["settings"]
-    rounds = settings.get("rounds", 1)
-    return f"{settings['blocks']} blocks" + f" in each of {rounds} rounds" * (rounds > 1)
+    each, rounds = results["settings"]["blocks"], {run.get("rounds", 1) for run in results["runs"]} or {1}
+    if rounds == {1}:
+        return f"{each} blocks"
+    counts = " to ".join(str(n * each) for n in sorted({min(rounds), max(rounds)}))
+    return f"{counts} blocks, {each} in each round"
 
 
 def settings_line(results: Results) -> str:
@@ -156,7 +158,7 @@ def settings_line(results: Results) -> str:
     settings = results["settings"]
     quick = "quick run, few cases, " * settings["quick"]
     minutes = f", {settings['minutes']:.0f} minutes in all" if "minutes" in settings else ""
-    each = f"{blocks_text(results)}, {settings['seconds']:g} s per case and engine"
+    each = f"{blocks_text(results)}, {settings['seconds']:g} s per case, engine and round"
     return f"{settings['date']}, {quick}{each}{minutes}"
 
 
@@ -211,12 +213,12 @@ def noise_line(results: Results) -> str:
 def steady_line(results: Results) -> str:
     """How many blocks were timed while the machine was itself; nothing where nobody looked."""
     held, looks = results["settings"].get("steady", (0, 0))
+    waits_for = results["settings"].get("waits_for", "the multiply-adds of their peak")
     if not looks:
         return ""
     return (
         " Processors of a virtual machine may be two threads of one core for a while, far apart, or share theirs: a "
-        "block waits until as much is done at once as ever, multiply-adds, other instructions and meetings of threads; "
-        f"so it was for {held} of {looks}."
+        f"block waits until they do {waits_for}, for some seconds at most; so it was for {held} of {looks}."
     )
 
 
@@ -230,7 +232,7 @@ def how_to_read(results: Results) -> list[str]:
         f"have {steps_text(results)}. Inference: a whole sequence, nothing kept. Training: forward, and backward to "
         "the input and all weights. Step: one step of a stream, the state carried over. 2x1: two layers; 2x2: "
         "in both directions. Ragged: sequences of different lengths. Words: a training step of a language model.",
-        f"A time is a median, of the best of {blocks_text(results)} of runs. Small differences are noise: "
+        f"A time is a median of a block of runs, the best of {blocks_text(results)}. Small differences are noise: "
         f"a ratio of 0.97 and one of 1.03 say the same. In this run: {noise_line(results)}.{steady_line(results)}",
         "Every engine's output is compared with the reference's; a wrong one is marked wrong and not timed.",
         "The machine's limit, the floor of a time, is the least that the case's arithmetic and its reading of weights "

@@ -11,6 +11,7 @@ in report.py.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -41,13 +42,14 @@ from fastrnn.bench.race import BLOCKS, Race
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
-SECONDS, QUICK_SECONDS = 0.1, 0.06  # a case and engine, in all blocks
+SECONDS, QUICK_SECONDS = 0.1, 0.06  # a case and engine, in all blocks of a round
 QUICK_ENGINES = ("c", "torch", "onnxruntime", "openvino", "jax")
 LARGEST = {"numba": 512, "numpy": 128}  # the largest H that is worth the wait
 STEADY = 0.85  # the share of the best seen below which the machine is not itself
+WAITS_FOR = f"{STEADY:.0%} of what they ever did at once, in multiply-adds, other instructions and meetings"
 LOOKS = 40  # at first, for something to compare with
 PAUSE, WAIT = 0.1, 5.0  # seconds between two looks at it, and for a block at most
-PATIENCE, QUICK_PATIENCE = 600.0, 20.0  # to lose on it in a run
+PATIENCE, QUICK_PATIENCE = 600.0, 20.0  # to lose on it in a round
 # The only H of engines that differ little from another, or that compile for seconds.
 SAMPLES = {"torch-eager": (128,), "keras": (16, 128, 512)}
 FOOTPRINT = Case("lstm", "inference", 128, 1)
@@ -67,7 +69,14 @@ def main(argv: list[str] | None = None) -> None:
         "machine": _machine(),
         "ceilings": None,
         "engines": engines,
-        "settings": {"date": time.strftime("%Y-%m-%d"), "quick": args.quick, "seconds": args.seconds, "blocks": BLOCKS},
+        "settings": {
+            "date": time.strftime("%Y-%m-%d"),
+            "quick": args.quick,
+            "seconds": args.seconds,
+            "blocks": BLOCKS,
+            "build": _build(),
+            "waits_for": WAITS_FOR,
+        },
         "runs": [],
         "footprint": {},
     }
@@ -77,15 +86,17 @@ def main(argv: list[str] | None = None) -> None:
         wanted = {name: {**identity, "version": None} for name, identity in engines.items()}
         if before["machine"] != results["machine"] or named != wanted:
             raise SystemExit(f"{path} is of another machine or other engines: run without --resume")
+        for name in ("build", "seconds", "waits_for"):
+            if before["settings"].get(name) != results["settings"][name]:
+                raise SystemExit(f"{path} is of another {name}: run without --resume")
         results, engines = before, before["engines"]
-    results["settings"]["rounds"] = args.rounds
     args.results.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic() - 60 * results["settings"].get("minutes", 0)
     ceilings = _ceilings(results, args.threads)
     cases = [case for case in (QUICK if args.quick else TABLE) if any(part in case.name for part in args.only)]
     runs = {(run["name"], run["threads"]): run for run in results["runs"]}
-    with closing(Steady(QUICK_PATIENCE if args.quick else PATIENCE)) as steady:
-        steady.held, steady.looks = results["settings"].get("steady", (0, 0))
+    earlier = results["settings"].get("steady", (0, 0))
+    with closing(Steady(QUICK_PATIENCE if args.quick else PATIENCE * args.rounds)) as steady:
         for turn, threads in product(range(1, args.rounds + 1), args.threads):
             with Race(here, threads) as race:
                 for case in cases if threads == args.threads[0] else [case for case in cases if case in GRID]:
@@ -103,7 +114,8 @@ def main(argv: list[str] | None = None) -> None:
                         run["engines"][name] = merged(run["engines"].get(name), record)
                     run |= {"threads": threads, "rounds": turn, "floor": ceilings and floor(case, ceilings, threads)}
                     minutes = round((time.monotonic() - begin) / 60, 2)
-                    results["settings"] |= {"steady": (steady.held, steady.looks), "minutes": minutes}
+                    held, looks = steady.held()
+                    results["settings"] |= {"steady": (earlier[0] + held, earlier[1] + looks), "minutes": minutes}
                     results |= {"runs": [run for run in runs.values() if "rounds" in run], "engines": engines}
                     _save(path, results)
                     print(_line(case, threads, run["engines"]), flush=True)
@@ -118,55 +130,64 @@ class Steady:
     """Waits until the machine does about as much at once as it was ever seen to do.
 
     A virtual machine's processors may be two threads of one core for a while, far apart, or have a busy neighbour on
-    their cores' other threads: what is timed then says nothing of engines. All of them wait alike, in a whole run no
-    more than `patience` seconds.
-
-    looks, held  how often it was waited for, and how often it came
+    their cores' other threads: what is timed then says nothing of engines. All of them wait alike, WAIT seconds for a
+    block and `patience` in a whole run at most.
     """
 
     def __init__(self, patience: float) -> None:
-        self.looks = self.held = 0
         self._patience = patience
         self._best: dict[int, float] = {}  # by number of threads
+        self._found: list[tuple[int, float]] = []  # threads, and what they did when a block began
         self._mix: Mix | None = None
+        self._blind = False  # nothing can be measured
 
     def wait(self, threads: int) -> None:
-        """Until it does so with that many threads, or patience is at an end, or nothing can be measured."""
-        if self._patience <= 0:
+        """Until it does so with that many threads, or it has waited long enough."""
+        if self._blind:
             return
         try:
             self._mix = self._mix or Mix()
             if threads not in self._best:
                 self._best[threads] = max(self._mix.now(threads) for _ in range(LOOKS))
-            self.looks += 1
-            self.held += self._came(threads, self._mix)
+            found, begin = self._look(threads, self._mix), time.monotonic()
+            while not self._is_itself(threads, found) and time.monotonic() - begin < min(WAIT, self._patience):
+                time.sleep(PAUSE)
+                found = self._look(threads, self._mix)
+            self._patience -= time.monotonic() - begin
+            self._found.append((threads, found))
         except ProbeError as error:
             print(f"without waiting for a steady machine: {error}")
-            self._patience = 0.0
+            self._blind = True
+
+    def held(self) -> tuple[int, int]:
+        """How many blocks began so, by the best that was seen to the last, and how many there were."""
+        return sum(self._is_itself(*found) for found in self._found), len(self._found)
 
     def close(self) -> None:
         """Remove what it measures with."""
         if self._mix:
             self._mix.close()
 
-    def _came(self, threads: int, mix: Mix) -> bool:
-        for _ in range(int(WAIT / PAUSE)):
-            found = mix.now(threads)
-            self._best[threads] = max(found, self._best[threads])
-            if found >= STEADY * self._best[threads]:
-                return True
-            if self._patience <= 0:
-                return False
-            time.sleep(PAUSE)
-            self._patience -= PAUSE
-        return False
+    def _look(self, threads: int, mix: Mix) -> float:
+        found = mix.now(threads)
+        self._best[threads] = max(found, self._best[threads])
+        return found
+
+    def _is_itself(self, threads: int, found: float) -> bool:
+        return found >= STEADY * self._best[threads]
 
 
 def merged(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
-    """An engine's record of a case with that of another round: all blocks, of which the best counts; or why not."""
-    if before is None or ("blocks" in before and "blocks" not in now):
+    """An engine's record of a case with that of another round: all blocks, of which the best counts.
+
+    A wrong output in one round is one for good; a failure is none where another round went well.
+    """
+    for record in filter(None, (before, now)):
+        if "wrong" in record:
+            return record
+    if before is None or "blocks" not in before:
         return now
-    if "blocks" not in before:
+    if "blocks" not in now:
         return before
     both = {"blocks": before["blocks"] + now["blocks"], "runs": before["runs"] + now["runs"]}
     return now | both | {"time": min(before["time"], now["time"]), "error": max(before["error"], now["error"])}
@@ -193,7 +214,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=1, help="how often to go through all cases")
     parser.add_argument("--only", type=listed, default=[""], help="parts of cases' names")
     parser.add_argument("--threads", type=listed, help="numbers of threads, one after the other")
-    parser.add_argument("--seconds", type=float, help="a case and engine, in all blocks")
+    parser.add_argument("--seconds", type=float, help="a case and engine, in all blocks of a round")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder to write to")
     args = parser.parse_args(argv)
     cpus = fastrnn.show_config(as_dict=True)["cpus"]  # type: ignore[index]
@@ -201,6 +222,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     args.threads = [int(threads) for threads in args.threads or every]
     args.engines = args.engines or list(QUICK_ENGINES if args.quick else ENGINES)
     args.seconds = args.seconds or (QUICK_SECONDS if args.quick else SECONDS)
+    if args.rounds < 1:
+        parser.error(f"--rounds must be at least 1, not {args.rounds}")
     if unknown := set(args.engines) - ENGINES.keys():
         parser.error(f"unknown engines {', '.join(sorted(unknown))}; there are {', '.join(ENGINES)}")
     return args
@@ -237,6 +260,15 @@ def _machine() -> dict[str, Any]:
     config: Any = fastrnn.show_config(as_dict=True)
     found = {name: config[name] for name in ("cpu", "cpus", "platform", "python", "numpy")}
     return found | {"isa": config["backends"]["c"].get("isa", "none")}
+
+
+def _build() -> str:
+    """What tells this fastrnn from another, whose times are not to be mixed with its own."""
+    found = hashlib.sha256()
+    for file in sorted((ROOT / "fastrnn").rglob("*")):
+        if file.suffix in (".py", ".so", ".pyd"):
+            found.update(file.read_bytes())
+    return found.hexdigest()[:12]
 
 
 def _file_name() -> str:

@@ -105,7 +105,7 @@ class Recurrent(Module):
         y, state, tape = backend.forward(self.cell, block, x, state, lengths, self.training, masks=masks, cells=cells)
         if self.training:
             self._calls.append(_Call(backend, tape, block.version, steps, batch, batched))
-        return y, state if batched and self._lead else self._state_out(state, batched)
+        return y, self._state_out(state, batched)
 
     def _forget_calls(self) -> None:
         """Drop the tapes that a new call leaves of no use."""
@@ -127,7 +127,7 @@ class Recurrent(Module):
             dstate = self._state_in(dstate, call.batch, call.batched, "dstate")
         self._calls.pop()
         dx, dstate0, _ = call.backend.backward(call.tape, dy, dstate, self.block.grads)
-        return dx, dstate0 if call.batched and self._lead else self._state_out(dstate0, call.batched)
+        return dx, self._state_out(dstate0, call.batched)
 
     # ---------------------------------------------------------------- states
 
@@ -149,7 +149,9 @@ class Recurrent(Module):
         return array if len(shape) == 3 else array.reshape(len(self.stack.suffixes), batch, shape[-1])
 
     def _state_out(self, state: State, batched: bool) -> State:
-        """The backend's state to the caller's, which has L*D if this is a layer, and B if it is batched; not both."""
+        """The backend's state to the caller's, which has L*D if this is a layer, and B if it is batched."""
+        if batched and self._lead:
+            return state
         index: Any = ((slice(None),) if self._lead else (0,)) + (() if batched else (0,))
         return (state[0][index], state[1][index]) if self.cell.has_c else state[index]
 

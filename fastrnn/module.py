@@ -270,7 +270,10 @@ class Block(Mapping[str, Parameter]):
 
     @cached_property
     def grads(self) -> Mapping[str, np.ndarray]:
-        """name -> gradient, writable views of `grad`; what a backend gets as `dparams`."""
+        """name -> gradient, writable views of `grad`; what a backend gets as `dparams`.
+
+        No name is given another array, so that a backend may remember where they are.
+        """
         return MappingProxyType({n: self.grad[span].reshape(self.shapes[n]) for n, span in self._spans.items()})
 
     def zero_grad(self) -> None:

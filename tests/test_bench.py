@@ -229,32 +229,60 @@ def test_floors(suite: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rates", "patience", "held"),
-    [([90, 100], 1.0, 1), ([80, 86, 100], 1.0, 1), ([80, 80, 100], 0.1, 0), ([120, 110], 1.0, 1), ([100], 0.0, 0)],
+    ("first", "looks", "patience", "held"),
+    [
+        (100, [90], 1.0, 1),
+        (100, [80, 86], 1.0, 1),
+        (110, [120], 1.0, 1),
+        (100, [80, 80], 0.05, 0),
+        (100, [80], 0.0, 0),
+    ],
 )
-def test_blocks_wait_until_the_machine_is_itself(suite: Any, rates: list[int], patience: float, held: int) -> None:
-    *looks, first = rates
-    watch, moods = suite["Steady"](patience), iter([first] * suite["LOOKS"] + looks)
+def test_blocks_wait_until_the_machine_is_itself(
+    suite: Any, first: int, looks: list[int], patience: float, held: int
+) -> None:
+    watch, moods = suite["Steady"](patience), iter([first] * suite["LOOKS"] + looks + [1])
+    watch._mix = SimpleNamespace(now=lambda threads: next(moods), close=lambda: None)
+    watch.wait(2)
+    assert watch.held() == (held, 1)
+    assert next(moods) == 1  # looked at as often as told
+
+
+def test_a_block_waits_no_longer_than_it_may(suite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, now = suite["Steady"](100.0), [0.0]
+    wait = type(watch).wait.__globals__
+    monkeypatch.setitem(
+        wait, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.append(now.pop() + s))
+    )
+    rates = iter([100.0] * suite["LOOKS"])
+    watch._mix = SimpleNamespace(now=lambda threads: next(rates, 50.0))
+    watch.wait(2)
+    assert suite["WAIT"] <= now[0] <= suite["WAIT"] + suite["PAUSE"]
+    assert watch.held() == (0, 1)
+    for _ in range(100):
+        watch.wait(2)
+    assert now[0] < 100 + suite["WAIT"] + suite["PAUSE"]
+    assert watch.held() == (0, 101)
+
+
+def test_blocks_are_judged_by_the_best_that_was_seen_to_the_last(suite: Any) -> None:
+    watch, moods = suite["Steady"](0.0), iter([100] * suite["LOOKS"] + [100, 130])
     watch._mix = SimpleNamespace(now=lambda threads: next(moods))
     watch.wait(2)
-    assert watch.held == held
-    assert not patience or next(moods, None) is None  # looked at as often as told
-
-
-def test_what_is_seen_later_is_compared_with_too(suite: Any) -> None:
-    watch, moods = suite["Steady"](0.1), iter([100] * suite["LOOKS"] + [130, 101, 101])
-    watch._mix = SimpleNamespace(now=lambda threads: next(moods))
+    assert watch.held() == (1, 1)
     watch.wait(2)
-    watch.wait(2)
-    assert (watch.looks, watch.held) == (2, 1)
+    assert watch.held() == (1, 2)
 
 
-def test_nobody_waits_where_nothing_can_be_measured(suite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_waits_where_nothing_can_be_measured(
+    suite: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("CC", "/nowhere/cc")
     watch = suite["Steady"](1.0)
     watch.wait(2)
     watch.wait(2)
-    assert (watch.looks, watch.held) == (0, 0)
+    assert watch.held() == (0, 0)
+    assert capsys.readouterr().out.count("without waiting") == 1
 
 
 def test_rounds_are_merged(suite: Any) -> None:
@@ -262,10 +290,13 @@ def test_rounds_are_merged(suite: Any) -> None:
     first = {"time": 2.0, "blocks": [[2.0], [3.0]], "runs": 4, "error": 1e-6}
     second = {"time": 1.0, "blocks": [[1.0], [4.0]], "runs": 5, "error": 1e-7}
     both = {"time": 1.0, "blocks": [[2.0], [3.0], [1.0], [4.0]], "runs": 9, "error": 1e-6}
+    wrong, failed, skipped = {"wrong": "y"}, {"failed": "its process ended"}, {"skipped": "too slow"}
     assert merged(None, first) == first
     assert merged(first, second) == both
-    for bad in ({"failed": "its process ended"}, {"wrong": "y"}, {"skipped": "too slow"}):
-        assert merged(bad, first) == merged(first, bad) == bad
+    for other in (first, failed, skipped):
+        assert merged(wrong, other) == merged(other, wrong) == wrong
+    for none in (failed, skipped):
+        assert merged(none, first) == merged(first, none) == first
 
 
 def test_an_interrupted_run_is_gone_on_with(suite: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,15 +309,35 @@ def test_an_interrupted_run_is_gone_on_with(suite: Any, tmp_path: Path, capsys: 
     assert "rnn-step-h32-b1 x1" in told
 
 
-def test_every_round_goes_through_all_cases(suite: Any, tmp_path: Path) -> None:
+def test_every_round_goes_through_all_cases(suite: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--engines", "c", "--threads", "1", "--seconds", "0.01", "--results", str(tmp_path)]
     suite["main"]([*arguments, "--only", "rnn-step-h16"])
+    (path,) = tmp_path.glob("*.json")
+    counts = lambda: {  # noqa: E731
+        run["name"]: (run["rounds"], len(run["engines"]["c"]["blocks"])) for run in json.loads(path.read_text())["runs"]
+    }
+    suite["main"]([*arguments, "--only", "rnn-step-h32", "--rounds", "2", "--resume"])
+    assert counts() == {"rnn-step-h16-b1": (1, 5), "rnn-step-h32-b1": (2, 10)}
+    assert "the best of 5 to 10 blocks, 5 in each round" in path.with_suffix(".md").read_text()
     suite["main"]([*arguments, "--only", "rnn-step-h16,rnn-step-h32", "--rounds", "2", "--resume"])
+    assert counts() == {"rnn-step-h16-b1": (2, 10), "rnn-step-h32-b1": (2, 10)}
+    assert "the best of 10 blocks, 5 in each round" in path.with_suffix(".md").read_text()
+    with pytest.raises(SystemExit):
+        suite["main"]([*arguments, "--rounds", "0"])
+    assert "--rounds must be at least 1, not 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["build", "seconds"])
+def test_times_of_another_kind_are_not_gone_on_with(suite: Any, tmp_path: Path, name: str) -> None:
+    arguments = ["--engines", "c", "--threads", "1", "--only", "rnn-step-h16", "--results", str(tmp_path)]
+    suite["main"]([*arguments, "--seconds", "0.01"])
     (path,) = tmp_path.glob("*.json")
     results = json.loads(path.read_text())
-    counts = {run["name"]: (run["rounds"], len(run["engines"]["c"]["blocks"])) for run in results["runs"]}
-    assert counts == {"rnn-step-h16-b1": (2, 10), "rnn-step-h32-b1": (2, 10)}
-    assert "5 blocks in each of 2 rounds" in path.with_suffix(".md").read_text()
+    results["settings"][name] = None
+    path.write_text(json.dumps(results))
+    with pytest.raises(SystemExit, match=f"is of another {name}"):
+        suite["main"]([*arguments, "--seconds", "0.01", "--resume"])
+    assert json.loads(path.read_text()) == results
 
 
 def test_footprint_counts_what_is_depended_on(suite: Any) -> None:

@@ -592,30 +592,89 @@ def test_a_cell_drops_calls_that_cannot_be_undone():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
-@pytest.mark.parametrize("given", ["state and dropout", "lengths", "another size"])
-def test_nothing_of_a_call_is_left_in_the_next(name, given, backend):
+@pytest.mark.parametrize("given", ["states", "dropout", "lengths", "another size"])
+@pytest.mark.parametrize("then", ["dy", "dstate"])
+def test_nothing_of_a_call_is_left_in_the_next(name, given, then, backend):
     T, B, I, H = 6, 3, 4, 5
     make = getattr(fastrnn, name)
-
-    def trained(layer, x, dy, state=None, lengths=None, dstate=None):
-        layer.zero_grad()
-        y, final = layer(x, state, lengths)
-        return [y, *np.atleast_1d(final), *layer.backward(dy, dstate), *layer.grad.values()]
-
-    layer = make(I, H, num_layers=2, dropout=0.5, dtype="float64", seed=0, backend=backend).train()
     state = (normal(2, B, H), normal(2, B, H, seed=1)) if name == "LSTM" else normal(2, B, H)
     x, dy = normal(T, B, I), normal(T, B, H)
-    if given == "state and dropout":
-        trained(layer, x, dy, state, dstate=state)
+
+    def trained(layer):
+        layer.zero_grad()
+        y, final = layer(x)
+        back = layer.backward(dy) if then == "dy" else layer.backward(None, state)
+        return [np.asarray(array).ravel() for array in (y, final, back[0], back[1], *layer.grad.values())]
+
+    dropout = 0.5 * (given == "dropout")
+    layer = make(I, H, num_layers=2, dropout=dropout, dtype="float64", seed=0, backend=backend).train()
+    cells = None
+    if given == "states":
+        found = layer(x, state, return_cells=name == "LSTM")
+        cells = found[2].copy() if name == "LSTM" else None
+        layer.backward(2 * dy, state)
     elif given == "lengths":
-        trained(layer, x, dy, lengths=[2, 0, 5])
+        layer(x, lengths=[2, 0, 5])
+        layer.backward(dy)
     else:
-        trained(layer, x[: T - 1], dy[: T - 1])
+        steps = T - (given == "another size")
+        layer(x[:steps])
+        layer.backward(dy[:steps])
     layer.dropout = 0.0
     fresh = make(I, H, num_layers=2, dtype="float64", backend=backend).train()
     fresh.load_state_dict(layer.state_dict())
-    for found, wanted in zip(trained(layer, x, dy), trained(fresh, x, dy), strict=True):
-        np.testing.assert_array_equal(found, wanted)
+    for left, wanted in zip(trained(layer), trained(fresh), strict=True):
+        np.testing.assert_array_equal(left, wanted)
+    if cells is not None:
+        np.testing.assert_array_equal(found[2], cells)
+
+
+def test_a_tape_is_made_of_the_last_ones_parts():
+    pytest.importorskip("fastrnn._c")
+    layer, x = fastrnn.GRU(3, 4, backend="c").train(), normal(5, 2, 3, dtype="f4")
+
+    def parts(x, lengths=None):
+        layer(x, lengths=lengths)
+        found = layer._calls[-1].tape.parts
+        layer.backward(None)
+        return found
+
+    first = parts(x)
+    assert parts(x) is first
+    assert parts(x[:4]).memory is first.memory and parts(x[:4]) is not first
+    assert parts(x, [5, 5]).call is not first.call
+    layer(x)
+    tape = layer._calls[-1].tape.parts
+    layer(x)  # while the one before was not gone back through
+    assert layer._calls[-1].tape.parts.memory is not tape.memory
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_go_to_the_arrays_given_at_that_call(backend):
+    """The contract's dparams may be any mapping, whose arrays may have been replaced since the last call."""
+    from fastrnn.backends import load
+
+    layer = fastrnn.RNN(3, 4, dtype="float64")
+    x, dy = normal(5, 2, 3), normal(5, 2, 4)
+    sums = {key: np.zeros(shape) for key, shape in layer.stack.shapes.items()}
+
+    def add_gradients():
+        tape = load(backend).forward(layer.cell, layer.block, x, None, None, True)[2]
+        load(backend).backward(tape, dy, None, sums)
+
+    add_gradients()
+    first = dict(sums)
+    sums |= {key: np.zeros_like(array) for key, array in sums.items()}
+    add_gradients()
+    for key, array in first.items():
+        assert array.any()
+        np.testing.assert_array_equal(sums[key], array)
+
+
+def test_gradients_keep_their_places():
+    block = fastrnn.RNN(3, 4).block
+    with pytest.raises(TypeError):
+        block.grads["bias_ih_l0"] = np.zeros(4)
 
 
 def test_gradients_add_up():

@@ -47,7 +47,7 @@ def test_tape_keeps_the_gates_and_two_values_a_step(name: str) -> None:
     steps, batch, hidden = 50, 16, 64
     layer = LAYERS[name](hidden, hidden, 2, backend="c").train()
     layer(noise(steps, batch, hidden))
-    values = layer._calls[-1].tape.kept.memory.nbytes / 4
+    values = layer._calls[-1].tape.parts.memory.nbytes / 4
     a_step = (len(layer.cell.gates) + 2) * batch * hidden
     assert values <= 2 * (steps * a_step + 2 * batch * hidden)
 

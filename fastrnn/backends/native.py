@@ -148,8 +148,8 @@ def _spec(stack: Stack, dtype: np.dtype[Any]) -> Any:
     return spec
 
 
-class Kept(NamedTuple):
-    """What a tape is made of, and the next of its size may be."""
+class TapeParts(NamedTuple):
+    """What a tape is made of. A call overwrites all pointers in it but those to lengths, masks and the tape."""
 
     sizes: tuple[int, int] | None  # T and B; None where there are lengths or masks
     call: Any  # forward's, whose x, lengths, masks and tape backward reads
@@ -174,8 +174,8 @@ class Engine:
         self.packed: tuple[Any, bool] | None = None
         self.plan = self.new_plan()
         self.pointers = _pointers(stack, params)
-        self.gradients: tuple[Any, Any] = None, None  # the latest that nobody can replace, and their pointers
-        self.spare: Kept | None = None  # what the last tape gave back, for the next one
+        self.gradients: tuple[Any, Any] = None, None  # those of the parameters' block, and their pointers
+        self.spare: TapeParts | None = None  # what the last tape gave back, for the next one
         self.outputs, self.input_grads = Recycled(), Recycled()  # of training
 
     def new_plan(self) -> Any:
@@ -194,8 +194,8 @@ class Engine:
         _check(c.frnn_weights_pack(self.weights, self.pointers[0], backward), "packing")
         self.packed = version, backward
 
-    def keep(self, T: int, B: int, lengths: Any, masks: Any) -> Kept:
-        """What a tape of that size is made of: what the last one gave back, where it is as large."""
+    def tape_parts(self, T: int, B: int, lengths: Any, masks: Any) -> TapeParts:
+        """For a tape: all that the last one gave back if it had that T and B, its memory if that is of such a size."""
         spare, self.spare = self.spare, None
         sizes = (T, B) if lengths is None and masks is None else None
         if spare is not None and sizes and spare.sizes == sizes:
@@ -211,7 +211,7 @@ class Engine:
             except (MemoryError, ValueError) as error:
                 raise OutOfMemoryError(f"the tape, {size} bytes, could not be allocated") from error
         call.tape = ffi.from_buffer(memory)
-        return Kept(sizes, call, ffi.new("frnn_grads *"), memory)
+        return TapeParts(sizes, call, ffi.new("frnn_grads *"), memory)
 
 
 def _call(T: int, B: int, lengths: Any, masks: Any) -> Any:
@@ -292,15 +292,15 @@ class Recycled:
 class Tape:
     """What one forward call kept. The gates become their gradients when backward has run."""
 
-    def __init__(self, engine: Engine, cell: Cell, kept: Kept, x: np.ndarray, lengths: Any, masks: Any) -> None:
+    def __init__(self, engine: Engine, cell: Cell, parts: TapeParts, x: np.ndarray, lengths: Any, masks: Any) -> None:
         self.engine, self.cell, self.stack = engine, cell, engine.stack
         self.x, self.lengths, self.masks = x, lengths, masks
-        self.kept: Kept | None = kept
+        self.parts: TapeParts | None = parts  # until backward gives them back
 
     @cached_property
     def layers(self) -> list[LayerTape]:
         """The sequences as plain arrays in step order, one LayerTape for each layer and direction."""
-        if self.kept is None:
+        if self.parts is None:
             raise UsageError("the tape's memory was given back when backward ran; read its layers before")
         layers: list[LayerTape] = []
         D, below = self.stack.num_directions, self.x
@@ -320,11 +320,11 @@ class Tape:
 
     def _layer(self, k: int, x: np.ndarray) -> LayerTape:
         """Unpack track k: on the tape rows are sorted by length and take no room past their ends, shard by shard."""
-        assert self.kept
+        assert self.parts
         stack, cell, (T, B) = self.stack, self.cell, self.x.shape[:2]
         view = ffi.new("frnn_tape_view *")
-        _check(c.frnn_tape_layout(self.engine.weights, self.kept.call, k, view), "the tape's layout")
-        reals = self.kept.memory.view(self.x.dtype)
+        _check(c.frnn_tape_layout(self.engine.weights, self.parts.call, k, view), "the tape's layout")
+        reals = self.parts.memory.view(self.x.dtype)
         lengths = np.full(B, T) if self.lengths is None else self.lengths
         n, order = view.shards, np.argsort(-lengths, kind="stable")
         parts = [slice(B * i // n, B * (i + 1) // n) if self.lengths is None else slice(i, B, n) for i in range(n)]
@@ -371,8 +371,8 @@ def forward(cell, params, x, state, lengths, train, *, masks=None, cells=None): 
         code = c.frnn_infer(engine.plan, T, B, *places)
     else:
         if train:
-            kept = engine.keep(T, B, lengths, masks)
-            call, tape = kept.call, Tape(engine, cell, kept, x, lengths, masks)
+            parts = engine.tape_parts(T, B, lengths, masks)
+            call, tape = parts.call, Tape(engine, cell, parts, x, lengths, masks)
         else:
             call = _call(T, B, lengths, masks)
         call.x, call.h0, call.c0, call.y, call.hn, call.cn = places
@@ -385,10 +385,10 @@ def forward(cell, params, x, state, lengths, train, *, masks=None, cells=None): 
 
 def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
     """The contract's backward: one call of the C library."""
-    kept = tape.kept
-    if kept is None:
+    parts = tape.parts
+    if parts is None:
         raise UsageError("backward was called twice for one forward")
-    engine, stack, grads, buffer = tape.engine, tape.stack, kept.grads, ffi.from_buffer
+    engine, stack, grads, buffer = tape.engine, tape.stack, parts.grads, ffi.from_buffer
     dtype, (T, B, _) = engine.dtype, tape.x.shape
     engine.pack(True)
     if dparams is None:
@@ -408,13 +408,14 @@ def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
     known, pointers = engine.gradients
     if known is not dparams:
         pointers = _pointers(stack, dparams, writable=True)
-        engine.gradients = dparams if type(dparams) is MappingProxyType else None, pointers
+        if type(dparams) is MappingProxyType:  # a block's own: nothing takes their places
+            engine.gradients = dparams, pointers
     grads.dy, grads.dhn, grads.dcn = ffi.NULL if dy is None else buffer(dy), dhn, dcn
     grads.dx, grads.dh0, grads.dc0, grads.params = buffer(dx), buffer(dh0), dc0_at, pointers[0]
-    code = c.frnn_backward(engine.plan, kept.call, grads)
+    code = c.frnn_backward(engine.plan, parts.call, grads)
     if code:
         _check(code, "backward of T={}, B={}, {}", T, B, stack)
-    engine.spare, tape.kept = kept, None
+    engine.spare, tape.parts = parts, None
     return dx, dstate0, dparams
 
 
