@@ -102,9 +102,10 @@ class Recurrent(Module):
         backend, block = choose(self.cell, self.backend), self.block
         if self._calls:
             self._forget_calls()
-        y, state, tape = backend.forward(self.cell, block, x, state, lengths, self.training, masks=masks, cells=cells)
-        if self.training:
-            self._calls.append(_Call(backend, tape, block.version, steps, batch, batched))
+        version, training = block.version, self.training  # as another thread may change them meanwhile
+        y, state, tape = backend.forward(self.cell, block, x, state, lengths, training, masks=masks, cells=cells)
+        if training:
+            self._calls.append(_Call(backend, tape, version, steps, batch, batched))
         return y, self._state_out(state, batched)
 
     def _forget_calls(self) -> None:
@@ -125,6 +126,8 @@ class Recurrent(Module):
         """dy [T, B, D*P] and the caller's dstate to dx [T, B, I] and the caller's dstate0; adds to the gradients."""
         if dstate is not None:
             dstate = self._state_in(dstate, call.batch, call.batched, "dstate")
+        if not self._calls or self._calls[-1] is not call:
+            raise UsageError("another thread has gone back through the call, or made a new one, meanwhile")
         self._calls.pop()
         dx, dstate0, _ = call.backend.backward(call.tape, dy, dstate, self.block.grads)
         return dx, self._state_out(dstate0, call.batched)
@@ -612,6 +615,13 @@ class Stream:
         given = self.layer._state_in(state, self.batch_size, True, "state")
         for own, new in zip(self._states(), given if self.layer.cell.has_c else (given,), strict=True):
             own[...] = new
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"layer": self.layer, "batch_size": self.batch_size, "state": self.state}
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        Stream.__init__(self, kept["layer"], kept["batch_size"])
+        self.state = kept["state"]
 
     def reset(self, rows: Any = None) -> None:
         """Set the state to zero: of every row of the batch, or of `rows`.

@@ -26,7 +26,7 @@ from .cell import Cell
 from .errors import DtypeError, FastrnnError, OptionError, ShapeError
 from .init import forget_bias, uniform, zeros
 from .layers import Layer, State
-from .module import Module, as_dtype, generator
+from .module import Module, as_dtype, generator, replacing
 from .nn import CrossEntropy, Dropout, Embedding, Linear, sample
 
 __all__ = ["EOS", "UNK", "LanguageModel", "Score", "Vocabulary", "batches", "load", "save"]
@@ -278,12 +278,13 @@ class LanguageModel(Module):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        training = self.training
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
             yield
         finally:
-            self.train(training)
+            for module, training in modes:
+                module.training = training
 
     def __repr__(self) -> str:
         parameters = inspect.signature(type(self)).parameters
@@ -299,10 +300,13 @@ class LanguageModel(Module):
 
 
 def save(path: str | os.PathLike[str], model: LanguageModel, vocabulary: Vocabulary) -> None:
-    """Write model and vocabulary to one .npz file of that very name, which `load` reads."""
+    """Write model and vocabulary to one .npz file of that very name, which `load` reads.
+
+    A file that is there is replaced only once the new one is whole.
+    """
     kept = {name: value for name, value in model.options.items() if name not in ("seed", "backend")}
-    header = json.dumps({"model": kept, "vocabulary": asdict(vocabulary)})
-    with open(path, "wb") as file:
+    header = json.dumps({"model": kept, "vocabulary": asdict(vocabulary)}, default=lambda number: number.item())
+    with replacing(path) as file:
         np.savez(file, header=np.array(header), **model.state_dict())  # type: ignore[arg-type]
 
 

@@ -13,19 +13,22 @@ import copy
 import math
 import operator
 import os
+import shutil
+import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property, wraps
 from itertools import accumulate, pairwise
-from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy import ndarray
 
+from .backends import Gradients
 from .errors import DtypeError, FastrnnError, OptionError, OutOfMemoryError, ShapeError
 
-__all__ = ["Block", "LoadedKeys", "Module", "Parameter", "as_array", "as_dtype", "generator"]
+__all__ = ["Block", "LoadedKeys", "Module", "Parameter", "as_array", "as_dtype", "generator", "replacing"]
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 PLAIN: set[type] = {bool, int, float, str, type(None)}  # of attributes that hold no parameters, as they are met
@@ -87,6 +90,30 @@ def generator(seed: Any) -> np.random.Generator:
         raise OptionError(f"seed must be None, an integer >= 0 or a numpy Generator, not {seed!r}") from error
 
 
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A file to write to that becomes `path` at the end; after an exception what was there before still is.
+
+    What is no ordinary file, or lies in a folder that cannot be written to, is written to itself. Raises OSError.
+    """
+    path = os.fsdecode(os.path.realpath(path))
+    ordinary = os.path.isfile(path) or not os.path.exists(path)
+    if not (ordinary and os.access(os.path.dirname(path), os.W_OK)):
+        with open(path, "wb") as file:
+            yield file
+        return
+    spare = f"{path}.{os.getpid()}-{threading.get_ident()}.tmp"
+    try:
+        with open(spare, "wb") as file:
+            yield file
+        if os.path.exists(path):
+            shutil.copymode(path, spare)
+        os.replace(spare, path)
+    finally:
+        if os.path.exists(spare):
+            os.remove(spare)
+
+
 # ---------------------------------------------------------------- parameters
 
 
@@ -106,6 +133,10 @@ class Parameter(np.ndarray):
     def grad(self) -> np.ndarray:
         """The gradient: a plain ndarray of the same shape, writable."""
         return self._alias(self._owner().grad)
+
+    @grad.setter
+    def grad(self, value: Any) -> None:
+        self.grad[...] = value
 
     def _owner(self) -> Block:
         if self._block is None:
@@ -268,13 +299,14 @@ class Block(Mapping[str, Parameter]):
             self._grad = _zeros(self.flat.size, self.dtype)
         return self._grad
 
-    @cached_property
-    def grads(self) -> Mapping[str, np.ndarray]:
-        """name -> gradient, writable views of `grad`; what a backend gets as `dparams`.
+    @grad.setter
+    def grad(self, value: Any) -> None:
+        self.grad[...] = value
 
-        No name is given another array, so that a backend may remember where they are.
-        """
-        return MappingProxyType({n: self.grad[span].reshape(self.shapes[n]) for n, span in self._spans.items()})
+    @cached_property
+    def grads(self) -> Gradients:
+        """name -> gradient, writable views of `grad`; what a backend gets as `dparams`."""
+        return Gradients({name: self.grad[span].reshape(self.shapes[name]) for name, span in self._spans.items()})
 
     def zero_grad(self) -> None:
         """Set the gradient to zero, where there is one."""
@@ -379,6 +411,18 @@ class Module:
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *(name for name, _, _ in self._own())]
 
+    def modules(self) -> list[Module]:
+        """Itself and all modules within, each once."""
+        found: dict[int, Module] = {}
+        self._add_modules(found)
+        return list(found.values())
+
+    def _add_modules(self, found: dict[int, Module]) -> None:
+        if id(self) not in found:
+            found[id(self)] = self
+            for _, part in self._parts():
+                part._add_modules(found)
+
     # ------------------------------------------------ parameters
 
     def named_parameters(self) -> list[tuple[str, Parameter]]:
@@ -479,8 +523,8 @@ class Module:
         return LoadedKeys(missing, unexpected)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `state_dict()` to an .npz file of that very name."""
-        with open(path, "wb") as file:
+        """Write `state_dict()` to an .npz file of that very name; what was there is replaced once it is whole."""
+        with replacing(path) as file:
             np.savez(file, **self.state_dict())  # type: ignore[arg-type]
 
     def load(self, path: str | os.PathLike[str]) -> LoadedKeys:

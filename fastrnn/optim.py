@@ -156,23 +156,31 @@ class Optimizer:
     def step(self) -> None:
         """Change every parameter by its gradient."""
         self.steps += 1
-        rule = self._rule()
-        kernels = c_kernels()
+        try:
+            rule = self._rule()
+            for span, buffers in zip(self._spans, self._buffers, strict=True):
+                for name in rule.buffers.values():
+                    if name not in buffers:
+                        buffers[name] = np.zeros_like(span.w)
+        except BaseException:
+            self.steps -= 1  # it has changed nothing
+            raise
         for span, buffers in zip(self._spans, self._buffers, strict=True):
-            w, g = span.w, span.g
-            for name in rule.buffers.values():
-                if name not in buffers:
-                    buffers[name] = np.zeros_like(w)
-            kept = {key: buffers[name] for key, name in rule.buffers.items()}
-            if kernels is not None:
-                kernels.update(rule.kernel, rule.constants, w, g=g, **kept)
-            else:
-                s, t = self._spare[w.dtype]
-                with np.errstate(all="ignore"):  # inf and nan spread in silence, as they do in a kernel
-                    for piece in _pieces(w.size):
-                        size = piece.stop - piece.start
-                        rule.update(w[piece], g[piece], *[b[piece] for b in kept.values()], s[:size], t[:size])
-            span.block.touch()
+            try:
+                self._update(rule, span, {key: buffers[name] for key, name in rule.buffers.items()})
+            finally:  # an interrupt comes when a kernel is done
+                span.block.touch()
+
+    def _update(self, rule: Rule, span: _Span, kept: dict[str, np.ndarray]) -> None:
+        w, g, kernels = span.w, span.g, c_kernels()
+        if kernels is not None:
+            kernels.update(rule.kernel, rule.constants, w, g=g, **kept)
+            return
+        s, t = self._spare[w.dtype]
+        with np.errstate(all="ignore"):  # inf and nan spread in silence, as they do in a kernel
+            for piece in _pieces(w.size):
+                size = piece.stop - piece.start
+                rule.update(w[piece], g[piece], *[b[piece] for b in kept.values()], s[:size], t[:size])
 
     def zero_grad(self) -> None:
         """Set the gradient of every parameter to zero."""

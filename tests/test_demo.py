@@ -234,6 +234,18 @@ def test_a_place_to_save_that_is_none(text, tmp_path, capsys):
     assert (code, out) == (2, "") and "No such file" in err  # before any training
 
 
+def test_a_model_that_is_there_outlives_a_training_that_fails(text, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "model"
+    path.write_bytes(b"of weeks")
+
+    def train(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "train", train)
+    assert run(capsys, "--save", path)[0] == 130
+    assert path.read_bytes() == b"of weeks"
+
+
 @pytest.mark.parametrize("arguments", [["--steps", "0"], ["--seconds", "nan"], ["--seconds", "-1"], ["--hidden", "x"]])
 def test_options_that_cannot_be(arguments, capsys):
     with pytest.raises(SystemExit) as exit:

@@ -209,6 +209,9 @@ def test_scoring_and_generating_leave_the_mode_as_it_was():
     with pytest.raises(ShapeError):
         model.generate([99], 2)
     assert model.training
+    model.dropout.eval()  # a part with a mode of its own
+    model.score(tokens(9))
+    assert model.training and model.rnn.training and not model.dropout.training
 
 
 # ---------------------------------------------------------------- generation
@@ -392,6 +395,15 @@ def test_a_model_on_disk(tmp_path):
     assert again.num_parameters == model.num_parameters
     stream = vocabulary.encode(TEXT)
     assert again.score(stream).nats == pytest.approx(model.score(stream).nats, rel=1e-12)
+
+
+def test_a_model_of_sizes_that_numpy_counted(tmp_path):
+    stream = np.array([0, 3, 1, 4])
+    model = LanguageModel(stream.max() + 1, np.int64(4), np.int32(6), np.int64(2), dropout=np.float32(0.25), seed=0)
+    save(tmp_path / "model", model, Vocabulary.characters("abcde"))
+    again, _ = load(tmp_path / "model")
+    assert (again.rnn.hidden_size, again.rnn.num_layers, again.dropout.p) == (6, 2, 0.25)
+    assert again.score(stream).nats == model.score(stream).nats
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x05\x06" + bytes(18), "npz", "npy"], ids=str)

@@ -1,13 +1,14 @@
 """Parameters, blocks and modules: what can be read and written, what moves the version, what is saved and loaded."""
 
 import copy
+import os
 import pickle
 
 import numpy as np
 import pytest
 
 from fastrnn.errors import DtypeError, OptionError, OutOfMemoryError, ShapeError
-from fastrnn.module import Block, Module, Parameter, as_array, as_dtype, generator
+from fastrnn.module import Block, Module, Parameter, as_array, as_dtype, generator, replacing
 
 SHAPES = {"weight": (4, 3), "empty": (4, 0), "bias": (4,)}
 F32, F64 = np.dtype("float32"), np.dtype("float64")
@@ -436,6 +437,31 @@ def test_load_that_is_not_strict_says_what_it_left():
         linear.load_state_dict({"bias": np.zeros(5)}, strict=False)
 
 
+def test_gradients_are_assigned_to_in_place():
+    linear = Linear()
+    grad, weight = linear.block.grad, linear.grad["weight"]
+    linear.block.grad += 1
+    linear.weight.grad *= 3
+    linear.block.grads["bias"] -= 0.5
+    linear.block.grads["bias"] = 2 * linear.block.grads["bias"]
+    assert linear.block.grad is grad and (weight == 3).all() and (linear.bias.grad == 1).all()
+    linear.weight.grad = np.zeros_like(weight)
+    assert not weight.any()
+    with pytest.raises(ValueError, match="broadcast"):
+        linear.block.grads["bias"] = np.zeros(99)
+    with pytest.raises(KeyError):
+        linear.block.grads["other"] = 1
+    assert dict(linear.block.grads).keys() == linear.block.shapes.keys() and len(linear.block.grads) == 3
+
+
+def test_modules_are_the_whole_tree_each_once():
+    net = Net()
+    assert net.modules()[0] is net and net.first in net.modules()
+    shared = Linear()
+    net.again, net.once_more = shared, [shared, Tied(shared)]
+    assert net.modules().count(shared) == 1
+
+
 def test_save_and_load(tmp_path):
     net, other = Net(), Net()
     net.first.weight[...] = -1
@@ -453,6 +479,30 @@ def test_save_and_load(tmp_path):
             net.load(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         net.load(tmp_path / "no.npz")
+
+
+def test_what_was_there_is_replaced_once_the_new_is_whole(tmp_path):
+    path, link = tmp_path / "model.npz", tmp_path / "link"
+    path.write_bytes(b"before")
+    path.chmod(0o600)
+    with pytest.raises(KeyboardInterrupt), replacing(path) as file:
+        file.write(b"half of")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"before"
+    link.symlink_to(path)
+    with replacing(link) as file:
+        file.write(b"after")
+        file.flush()
+        assert path.read_bytes() == b"before"
+    assert link.is_symlink() and path.read_bytes() == b"after" and path.stat().st_mode & 0o777 == 0o600
+    assert sorted(tmp_path.iterdir()) == [link, path]
+    with replacing(os.devnull) as file:  # no ordinary file: still there afterwards
+        file.write(b"anything")
+    assert not os.path.isfile(os.devnull)
+    with pytest.raises(FileNotFoundError, match="model"), replacing(tmp_path / "none" / "model"):
+        pass
+    with pytest.raises(IsADirectoryError), replacing(tmp_path):
+        pass
 
 
 # ---------------------------------------------------------------- arrays in

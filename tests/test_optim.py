@@ -4,6 +4,7 @@ import inspect
 import io
 import itertools
 import math
+import signal
 import tracemalloc
 
 import numpy as np
@@ -601,3 +602,42 @@ def test_repr():
     assert repr(optim.SGD(model, 0.1, nesterov=True, momentum=0.9)) == "SGD(..., lr=0.1, momentum=0.9, nesterov=True)"
     assert repr(optim.AdamW(model, betas=[0, 0.5])) == "AdamW(..., betas=(0.0, 0.5))"
     assert repr(optim.StepLR(optim.SGD(model), 3)) == "StepLR(..., step_size=3, gamma=0.1)"
+
+
+def test_an_interrupted_step_is_known_to_the_backends():
+    """Python's signal handlers run when the kernel is done: the parameters have changed then."""
+    layer = fastrnn.GRU(512, 512, seed=0)
+    layer.block.grad.fill(1)
+    optimizer, seen = optim.SGD(layer, 1e-2), 0
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        for _ in range(100):
+            values, version = layer.block.flat.copy(), layer.block.version
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-4)
+                optimizer.step()
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                changed = not np.array_equal(values, layer.block.flat)
+                assert layer.block.version > version or not changed
+                seen += changed
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    if not seen:
+        pytest.skip("no step was interrupted")
+
+
+def test_a_step_that_fails_is_not_counted():
+    layer = fastrnn.RNN(3, 4)
+    layer.block.grad.fill(1)
+    optimizer, values = optim.Adam(layer), layer.block.flat.copy()
+    optimizer.betas = (0.9,)
+    with pytest.raises(ValueError, match="unpack"):
+        optimizer.step()
+    assert optimizer.steps == 0
+    np.testing.assert_array_equal(layer.block.flat, values)

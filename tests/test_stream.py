@@ -1,5 +1,9 @@
 """A stream is its layer, a step at a time, with the state carried along."""
 
+import copy
+import pickle
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -278,3 +282,32 @@ def test_refused_and_the_state_stays(call, error, words):
 def test_repr_is_the_call():
     text = "GRU(4, 5, num_layers=2).stream(3)"
     assert repr(eval(text, vars(fastrnn))) == text
+
+
+@pytest.mark.parametrize("backend", fastrnn.backends())
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))])
+def test_a_copy_of_a_stream_goes_its_own_way(duplicate, backend):
+    layer = fastrnn.LSTM(3, 4, num_layers=2, seed=0, backend=backend)
+    first, x = layer.stream(2), np.random.default_rng(0).standard_normal((4, 2, 3)).astype("f4")
+    first.step(x[0])
+    second = duplicate(first)
+    ahead = [first.step(x_t) for x_t in x]
+    np.testing.assert_array_equal([second.step(x_t) for x_t in x], ahead)
+    assert (second.layer is layer) == (duplicate is copy.copy)
+
+
+def test_a_change_while_another_thread_packs_is_seen():
+    H = 2000
+    layer, x = fastrnn.RNN(H, H, seed=0), np.ones((1, H), np.float32)
+    stream = layer.stream()
+    for wait in (0.0, 0.001, 0.003, 0.01):
+        layer.bias_ih_l0[...] = 0.1
+        thread = threading.Thread(target=stream.step, args=(x,))
+        thread.start()
+        time.sleep(wait)
+        layer.bias_ih_l0[...] = 5.0
+        thread.join()
+        stream.reset()
+        y = stream.step(x)
+        layer.block.touch()  # or what was packed for the stream would serve the next call too
+        np.testing.assert_array_equal(y, layer(x[None])[0][0])

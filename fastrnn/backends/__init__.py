@@ -21,7 +21,8 @@ Every backend is a module with these names, and the three of them are interchang
     cells    None, or [T, B, D*H] to be filled with c at every step of the last layer (LSTM; zero past the end)
     y        [T, B, D*P]
     dy       None for zeros, or as y;  dstate  None for zeros, or as state
-    dparams  None for new ones, or a mapping of arrays that the gradients are added to
+    dparams  None for new ones, or a mapping of arrays that the gradients are added to. Where those of `Gradients`
+             are is looked up once
 
 All arrays are C-contiguous, native-endian and of one dtype, float32 or float64; `layers` sees to that, so a
 backend checks nothing but its own limits. Inputs are never written to. backward may be called once per tape:
@@ -33,7 +34,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -45,13 +46,33 @@ from ..cell import Cell
 from ..errors import BackendError, FastrnnWarning, OptionError
 
 __all__ = [
-    "LayerTape", "add_product", "backends", "c_kernels", "choose", "scaled_exponentials", "softmax_sums", "use_backend"
+    "Gradients", "LayerTape", "add_product", "backends", "c_kernels", "choose", "scaled_exponentials", "softmax_sums",
+    "use_backend",
 ]  # fmt: skip
 
 CHUNK = 1 << 19  # bytes of rows that NumPy works on at a time: they and their exponentials stay in a core's cache
 
 # In order of preference: name, module.
 REGISTRY = {"c": "native", "numba": "jit", "numpy": "reference"}
+
+
+class Gradients(Mapping[str, np.ndarray]):
+    """name -> gradient, the same arrays for good: to assign to one copies the values in."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self._arrays = dict(arrays)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._arrays[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._arrays[name][...] = value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
 
 
 @dataclass(eq=False)

@@ -13,14 +13,13 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from functools import cache, cached_property
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..cell import ACTIVATIONS, Cell, Stack
 from ..errors import BackendError, DtypeError, OptionError, OutOfMemoryError, ShapeError, UsageError
-from . import LayerTape
+from . import Gradients, LayerTape
 from ._sequence import reverse_rows
 
 try:
@@ -408,14 +407,15 @@ def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
     known, pointers = engine.gradients
     if known is not dparams:
         pointers = _pointers(stack, dparams, writable=True)
-        if type(dparams) is MappingProxyType:  # a block's own: nothing takes their places
+        if type(dparams) is Gradients:
             engine.gradients = dparams, pointers
     grads.dy, grads.dhn, grads.dcn = ffi.NULL if dy is None else buffer(dy), dhn, dcn
     grads.dx, grads.dh0, grads.dc0, grads.params = buffer(dx), buffer(dh0), dc0_at, pointers[0]
+    tape.parts = None
     code = c.frnn_backward(engine.plan, parts.call, grads)
     if code:
         _check(code, "backward of T={}, B={}, {}", T, B, stack)
-    engine.spare, tape.parts = parts, None
+    engine.spare = parts
     return dx, dstate0, dparams
 
 
@@ -480,6 +480,7 @@ class Stepper:
     advance: Callable[[np.ndarray], np.ndarray]
 
     def __init__(self, cell: Cell, params: Any, batch_size: int, dtype: np.dtype[Any]) -> None:
+        version = params.version
         engine = _engine(cell, params, False)
         stack = engine.stack
         self.h = np.zeros((stack.num_layers, batch_size, stack.output_size), dtype)
@@ -491,7 +492,7 @@ class Stepper:
         self._alive = h, c_  # plan and call live as long as the function below
 
         # A function of names of its own: to look up so many attributes would take a tenth of a small step's time.
-        step, full, version, shape = c.frnn_step, -c.FRNN_ERROR_ROOM, params.version, (batch_size, stack.output_size)
+        step, full, shape = c.frnn_step, -c.FRNN_ERROR_ROOM, (batch_size, stack.output_size)
         size = math.prod(shape) * dtype.itemsize
         copies = batch_size * stack.input_size * dtype.itemsize <= COPIED_BYTES
         # The stream that writes to a block, and the block's parts, of which the step says which it has made: neither an
@@ -501,8 +502,8 @@ class Stepper:
         def advance(x: np.ndarray) -> np.ndarray:
             nonlocal version
             if params.version != version:
+                version = params.version  # another thread may move it while this one packs
                 engine.pack(False)
-                version = params.version
             given = x.tobytes() if copies else ffi.from_buffer(np.require(x, None, ["C_CONTIGUOUS", "ALIGNED"]))
             stream, results = current
             index = step(stream, given)
