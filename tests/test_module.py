@@ -439,19 +439,19 @@ def test_load_that_is_not_strict_says_what_it_left():
 
 def test_gradients_are_assigned_to_in_place():
     linear = Linear()
-    grad, weight = linear.block.grad, linear.grad["weight"]
-    linear.block.grad += 1
+    grad, weight = linear.params.grad, linear.grad["weight"]
+    linear.params.grad += 1
     linear.weight.grad *= 3
-    linear.block.grads["bias"] -= 0.5
-    linear.block.grads["bias"] = 2 * linear.block.grads["bias"]
-    assert linear.block.grad is grad and (weight == 3).all() and (linear.bias.grad == 1).all()
+    linear.params.grads["bias"] -= 0.5
+    linear.params.grads["bias"] = 2 * linear.params.grads["bias"]
+    assert linear.params.grad is grad and (weight == 3).all() and (linear.bias.grad == 1).all()
     linear.weight.grad = np.zeros_like(weight)
     assert not weight.any()
     with pytest.raises(ValueError, match="broadcast"):
-        linear.block.grads["bias"] = np.zeros(99)
+        linear.params.grads["bias"] = np.zeros(99)
     with pytest.raises(KeyError):
-        linear.block.grads["other"] = 1
-    assert dict(linear.block.grads).keys() == linear.block.shapes.keys() and len(linear.block.grads) == 3
+        linear.params.grads["other"] = 1
+    assert dict(linear.params.grads).keys() == linear.params.shapes.keys() and len(linear.params.grads) == 3
 
 
 def test_modules_are_the_whole_tree_each_once():
