@@ -27,6 +27,7 @@
 #else
 #define UNROLL _Pragma("GCC unroll 32")
 #endif
+#define INLINE static inline __attribute__((always_inline))
 
 /* ACCUMULATORS: more than the multiply-adds that can be under way at once (ports times latency: 2 * 5 on x86, 4 * 4 on
  * Arm), fewer than there are registers. REGISTER: the compiler's letter for a vector register. */
@@ -69,35 +70,20 @@ typedef float vec __attribute__((vector_size(VEC_BYTES)));
 
 /* -------------------------------------------------------------------------------------------------------- kernels */
 
-/* Multiply-adds in registers. The compiler does not know the factor and may not reorder float arithmetic, so it has to
- * do them all; and as the sum rounds back to a, they can go on for ever. */
-static float fma_passes(size_t passes)
-{
-    volatile float tiny = 1e-9f;
-    const vec factor = (vec){0} + tiny;
-    vec a[ACCUMULATORS];
-    UNROLL for (int i = 0; i < ACCUMULATORS; i++) a[i] = (vec){0} + (float)(i + 1);
-    for (size_t turn = passes * FMA_TURNS; turn > 0; turn--) {
-        UNROLL for (int i = 0; i < ACCUMULATORS; i++) a[i] += a[i] * factor;
-    }
-    UNROLL for (int i = 1; i < ACCUMULATORS; i++) a[0] += a[i];
-    return a[0][0];
-}
-
-/* The same, and about as many other instructions beside them as a core takes in meanwhile. Whoever has the core's other
- * thread takes some of these places, whatever it does; of the multiply-adds it may leave all. */
-static float mix_pass(void)
+/* Multiply-adds in registers, and `others` more instructions for each. The compiler does not know the factor and may not
+ * reorder float arithmetic, so it has to do them all; and as the sum rounds back to a, they can go on for ever. */
+INLINE float multiply_add(size_t turns, const int others)
 {
     volatile float tiny = 1e-9f;
     const vec factor = (vec){0} + tiny;
     vec a[ACCUMULATORS];
     size_t sums[INTEGERS] = {0};
     UNROLL for (int i = 0; i < ACCUMULATORS; i++) a[i] = (vec){0} + (float)(i + 1);
-    for (int turn = 0; turn < MIX_TURNS; turn++) {
+    for (; turns > 0; turns--) {
         UNROLL for (int i = 0; i < ACCUMULATORS; i++) {
             a[i] += a[i] * factor;
-            UNROLL for (int j = 0; j < OTHERS / 2; j++) {
-                size_t *sum = &sums[(i * (OTHERS / 2) + j) % INTEGERS];
+            UNROLL for (int j = 0; j < others / 2; j++) {
+                size_t *sum = &sums[(i * (others / 2) + j) % INTEGERS];
                 *sum += 1;
                 __asm__ volatile("nop" : "+r"(*sum));
             }
@@ -106,6 +92,12 @@ static float mix_pass(void)
     UNROLL for (int i = 1; i < ACCUMULATORS; i++) a[0] += a[i];
     return a[0][0];
 }
+
+static float fma_passes(size_t passes) { return multiply_add(passes * FMA_TURNS, 0); }
+
+/* About as many others as a core takes in beside them. Whoever has its other thread takes some of these places, whatever
+ * it does; of the multiply-adds it may leave all. */
+static float mix_pass(void) { return multiply_add(MIX_TURNS, OTHERS); }
 
 /* Loads into registers, and nothing done with them. Two streams, by turns: prefetchers get more out of memory so, and
  * Zen 4 reaches its full rate from L1 with vectors of 64 bytes only so. After each load all memory may have changed for
@@ -178,7 +170,9 @@ static void assign(worker *workers, int threads)
 {
     const int in_order = workers->probe->mixed;
     cpu_set_t allowed, cores;
-    if ((threads == 1 && !in_order) || sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < threads)
+    if (threads == 1 && !in_order)
+        return;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < threads)
         return;
     CPU_ZERO(&cores);
     for (int shared = in_order, rank = 0; shared <= 1; shared++) {
@@ -308,12 +302,12 @@ static double rate(probe *p, double units, int64_t ns)
     int64_t stop = now_ns() + ns;
     int runs = 0;
     while (runs < LEAST_RUNS || now_ns() < stop) {
-        double rate = units * (double)p->passes * p->threads / (double)run(workers, p->threads);
-        best = rate > best ? rate : best;
+        double found = units * (double)p->passes * p->threads / (double)run(workers, p->threads);
+        best = found > best ? found : best;
         if (shortest(workers, p->threads) < RUN_NS)
             p->passes *= 2;
         else
-            runs++, sum += rate;
+            runs++, sum += found;
     }
     return p->mixed ? sum / runs : best;
 }

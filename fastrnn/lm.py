@@ -278,7 +278,7 @@ class LanguageModel(Module):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        modes = [(module, module.training) for module in self.modules()]
+        modes = [(module, module.training) for module in self._tree()]
         self.eval()
         try:
             yield

@@ -387,6 +387,12 @@ class Module:
             elif isinstance(value, (list, tuple)):
                 yield from ((f"{name}.{i}", part) for i, part in enumerate(value) if isinstance(part, Module))
 
+    def _tree(self) -> Iterator[Module]:
+        """Itself and all modules within; one that is shared, each time."""
+        yield self
+        for _, part in self._parts():
+            yield from part._tree()
+
     def _all(self) -> Iterator[tuple[str, Block, str]]:
         yield from self._own()
         for prefix, part in self._parts():
@@ -410,18 +416,6 @@ class Module:
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *(name for name, _, _ in self._own())]
-
-    def modules(self) -> list[Module]:
-        """Itself and all modules within, each once."""
-        found: dict[int, Module] = {}
-        self._add_modules(found)
-        return list(found.values())
-
-    def _add_modules(self, found: dict[int, Module]) -> None:
-        if id(self) not in found:
-            found[id(self)] = self
-            for _, part in self._parts():
-                part._add_modules(found)
 
     # ------------------------------------------------ parameters
 

@@ -14,6 +14,7 @@ import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -165,14 +166,15 @@ class Optimizer:
         except BaseException:
             self.steps -= 1  # it has changed nothing
             raise
+        kernels = c_kernels()
         for span, buffers in zip(self._spans, self._buffers, strict=True):
             try:
-                self._update(rule, span, {key: buffers[name] for key, name in rule.buffers.items()})
+                self._update(rule, span, {key: buffers[name] for key, name in rule.buffers.items()}, kernels)
             finally:  # an interrupt comes when a kernel is done
                 span.block.touch()
 
-    def _update(self, rule: Rule, span: _Span, kept: dict[str, np.ndarray]) -> None:
-        w, g, kernels = span.w, span.g, c_kernels()
+    def _update(self, rule: Rule, span: _Span, kept: dict[str, np.ndarray], kernels: ModuleType | None) -> None:
+        w, g = span.w, span.g
         if kernels is not None:
             kernels.update(rule.kernel, rule.constants, w, g=g, **kept)
             return

@@ -9,6 +9,7 @@ import pytest
 
 from fastrnn.errors import DtypeError, OptionError, OutOfMemoryError, ShapeError
 from fastrnn.module import Block, Module, Parameter, as_array, as_dtype, generator, replacing
+from fastrnn.nn import Sequential
 
 SHAPES = {"weight": (4, 3), "empty": (4, 0), "bias": (4,)}
 F32, F64 = np.dtype("float32"), np.dtype("float64")
@@ -454,12 +455,14 @@ def test_gradients_are_assigned_to_in_place():
     assert dict(linear.params.grads).keys() == linear.params.shapes.keys() and len(linear.params.grads) == 3
 
 
-def test_modules_are_the_whole_tree_each_once():
+def test_the_tree_is_all_modules():
     net = Net()
-    assert net.modules()[0] is net and net.first in net.modules()
+    assert list(net._tree()) == [net, net.first, *net.rest]
     shared = Linear()
-    net.again, net.once_more = shared, [shared, Tied(shared)]
-    assert net.modules().count(shared) == 1
+    net.again, net.once_more = shared, [shared]
+    assert list(net._tree()).count(shared) == 2
+    chain = Sequential(net, Linear())
+    assert list(chain._tree()) == [chain, *net._tree(), chain[1]]
 
 
 def test_save_and_load(tmp_path):

@@ -261,9 +261,9 @@ class Recycled:
         self.lock = threading.Lock()
         self.given: list[tuple[weakref.ref[np.ndarray], memoryview]] = []
 
-    def array(self, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> np.ndarray:
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
         """One of that shape, of any content. A small one is the allocator's own business."""
-        size = shape[0] * shape[1] * shape[2] * dtype.itemsize
+        size = math.prod(shape) * dtype.itemsize
         # Not locked: another thread's call is here, or was when this process was forked.
         if size < RECYCLED_BYTES or not self.lock.acquire(blocking=False):
             return np.empty(shape, dtype)
@@ -501,9 +501,10 @@ class Stepper:
 
         def advance(x: np.ndarray) -> np.ndarray:
             nonlocal version
-            if params.version != version:
-                version = params.version  # another thread may move it while this one packs
+            now = params.version  # another thread may move it while this one packs
+            if now != version:
                 engine.pack(False)
+                version = now
             given = x.tobytes() if copies else ffi.from_buffer(np.require(x, None, ["C_CONTIGUOUS", "ALIGNED"]))
             stream, results = current
             index = step(stream, given)
