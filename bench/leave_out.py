@@ -4,7 +4,8 @@
 
 Prints a Markdown table: for each technique how many times as long the cases take without it, and where that was
 measured. A technique is left out by changing a line or two of the sources; that they are still there is checked.
-Building and timing are regress.py's. Next: WHY.md, which tells what the techniques are.
+Building and timing are regress.py's, the waiting for a machine that is itself steady.py's. Next: WHY.md, which tells
+what the techniques are.
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ import argparse
 import statistics
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import regress
+from steady import Steady
 
 from fastrnn.bench.cases import TABLE, Case
 from fastrnn.bench.race import Process
+
+PATIENCE = 600.0  # seconds to lose in all on waiting for a machine that is itself
 
 
 class Technique(NamedTuple):
@@ -221,8 +226,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="a case and build")
     args = parser.parse_args(argv)
     chosen = [t for t in TECHNIQUES if not args.names or any(part in t.name for part in args.names)]
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, closing(Steady(PATIENCE)) as steady:
         folder = Path(scratch)
+        args.ready = partial(steady.wait, args.threads)
         whole = regress.prepare(regress.ROOT, None, folder / "whole")
         print("| without | takes | measured at |\n|---|---|---|")
         for number, left_out in enumerate(chosen):
@@ -230,6 +236,7 @@ def main(argv: list[str] | None = None) -> None:
             mean = statistics.geometric_mean(ratios.values())
             told = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
             print(f"| {left_out.name} | {mean:.2f} | {told} |", flush=True)
+        print("\n{} of {} rounds began while the machine was itself".format(*steady.held()))
 
 
 def build(left_out: Technique, folder: Path) -> Path:
@@ -255,7 +262,7 @@ def compare(whole: Path, without: Path, cases: tuple[Case, ...], args: argparse.
             processes[library.name] = Process("c", args.threads, library)
             closing.callback(processes[library.name].close)
         for each in cases:
-            times = regress.rounds(processes, each, args.seconds, whole.with_name("outputs.npz"))
+            times = regress.rounds(processes, each, args.seconds, whole.with_name("outputs.npz"), args.ready)
             with_it, without_it = map(statistics.median, times)
             found[each.name] = without_it / with_it
     return found

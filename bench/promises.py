@@ -3,8 +3,8 @@
     python bench/promises.py [--threads 2] [--seconds 0.2] [part of a name ...]
 
 One line a promise: the figure, the bound it is held to, and the case that is worst. Two things that are compared are
-timed in turn, block by block, and their medians divided. Needs no other package, and a C compiler for the machine's
-ceilings alone. Next: suite.py, against other engines.
+timed in turn, block by block, while the machine is itself (steady.py), and their medians divided. Needs no other
+package, and a C compiler for the machine's ceilings alone. Next: suite.py, against other engines.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import closing, contextmanager
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import probe
+from steady import Steady
 
 import fastrnn
 from fastrnn import GRU, LSTM, RNN, Cell
@@ -36,6 +37,7 @@ from fastrnn.layers import Layer
 
 LAYERS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 BLOCKS = 5
+PATIENCE = 300.0  # seconds to lose in all on waiting for a machine that is itself
 VARIANTS = {
     "lstm": {
         "no forget gate": {"forget": "none"},
@@ -69,6 +71,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=0.2, help="for each thing timed")
     args = parser.parse_args(argv)
     fastrnn.set_num_threads(args.threads)
+    with closing(Steady(PATIENCE)) as steady:
+        args.ready = partial(steady.wait, args.threads)
+        _tell(args)
+        print("{} of {} blocks began while the machine was itself".format(*steady.held()))
+
+
+def _tell(args: argparse.Namespace) -> None:
     for name, measure in PROMISES.items():
         if args.names and not any(part in name for part in args.names):
             continue
@@ -97,12 +106,13 @@ def times(run: Run, seconds: float) -> list[float]:
     return found
 
 
-def compare(seconds: float, *runs: Run) -> list[float]:
+def compare(args: Any, *runs: Run) -> list[float]:
     """Median seconds of each, timed in turn."""
     blocks: list[list[float]] = [[] for _ in runs]
     for _ in range(BLOCKS):
         for run, block in zip(runs, blocks, strict=True):
-            block.append(statistics.median(times(run, seconds / BLOCKS)))
+            args.ready()
+            block.append(statistics.median(times(run, args.seconds / BLOCKS)))
     return [statistics.median(block) for block in blocks]
 
 
@@ -176,7 +186,7 @@ def share_of_peak(name: str, args: Any) -> Iterator[Line]:
     modes = [mode for mode in (inference, training) if isa or mode.__name__ in name]
     for cell, (hidden, batch), mode in product(LAYERS, ((256, 32), (256, 128), (512, 32)), modes):
         with instruction_set(isa):
-            seconds = statistics.median(times(mode(LAYERS[cell](hidden, hidden), 50, batch), args.seconds))
+            (seconds,) = compare(args, mode(LAYERS[cell](hidden, hidden), 50, batch))
         share = Case(cell, mode.__name__, hidden, batch, 50).flops / peak / seconds
         bound = 0.88 if not isa and mode is inference else 0.8
         yield Line(name, share, bound, False, f"{cell} {mode.__name__} H={hidden} B={batch}")
@@ -196,8 +206,8 @@ def share_of_bandwidth(name: str, args: Any) -> Iterator[Line]:
         weights = 4 * len(Cell(cell).gates) * hidden**2
         if far and weights / args.threads <= found.caches["l2"]:
             continue
-        seconds = statistics.median(times(inference(LAYERS[cell](1, hidden), 200, 1), args.seconds)) / 200
-        floor = weights / 1e9 / found.bandwidth(weights / args.threads, args.threads)
+        (seconds,) = compare(args, inference(LAYERS[cell](1, hidden), 200, 1))
+        floor = 200 * weights / 1e9 / found.bandwidth(weights / args.threads, args.threads)
         yield Line(name, floor / seconds, 1.0 if far else 0.6, False, f"{cell} H={hidden}")
 
 
@@ -207,7 +217,7 @@ def threads_help(name: str, args: Any) -> Iterator[Line]:
     sizes = product((128, 256, 512), (8, 32)) if much else product((16, 64), (1, 8, 32))
     for (hidden, batch), cell, mode in product(list(sizes), LAYERS, (inference, training)):
         run = mode(LAYERS[cell](hidden, hidden), 100, batch)
-        one, every = compare(args.seconds, with_threads(1, run), with_threads(args.threads, run))
+        one, every = compare(args, with_threads(1, run), with_threads(args.threads, run))
         bound = 0.925 * args.threads if much else 1.0
         yield Line(name, one / every, bound, False, f"{cell} {mode.__name__} H={hidden} B={batch}")
     fastrnn.set_num_threads(args.threads)
@@ -219,7 +229,7 @@ def directions(name: str, args: Any) -> Iterator[Line]:
         make = LAYERS[cell]
         both, one = make(hidden, hidden, bidirectional=True), make(hidden, hidden)
         two, single = compare(
-            args.seconds,
+            args,
             with_threads(args.threads, inference(both, 100, batch)),
             with_threads(1, inference(one, 100, batch)),
         )
@@ -234,7 +244,7 @@ def layers_overlap(name: str, args: Any) -> Iterator[Line]:
         low, high = make(hidden, hidden), make(hidden, hidden)
         x = noise(100, batch, hidden)
         stack, layers = compare(
-            args.seconds,
+            args,
             inference(make(hidden, hidden, num_layers=2), 100, batch),
             lambda low=low, high=high, x=x: high(low(x)[0]),
         )
@@ -247,7 +257,7 @@ def lengths_save(name: str, args: Any) -> Iterator[Line]:
         steps, batch = 100, 32
         lengths = np.random.default_rng(0).integers(1, steps + 1, batch)
         layer = LAYERS[cell](hidden, hidden)
-        ragged, padded = compare(args.seconds, mode(layer, steps, batch, lengths=lengths), mode(layer, steps, batch))
+        ragged, padded = compare(args, mode(layer, steps, batch, lengths=lengths), mode(layer, steps, batch))
         share = lengths.sum() / (steps * batch)
         yield Line(name, ragged / padded / share, 1.15, True, f"{cell} {mode.__name__} H={hidden}")
 
@@ -257,7 +267,7 @@ def variants_cost(name: str, args: Any) -> Iterator[Line]:
     for cell, batch, mode in product(LAYERS, (1, 32), (inference, training)):
         for variant, options in VARIANTS[cell].items():
             other = Layer.from_cell(Cell(cell, **options), 256, 256)
-            mine, plain = compare(args.seconds, mode(other, 100, batch), mode(LAYERS[cell](256, 256), 100, batch))
+            mine, plain = compare(args, mode(other, 100, batch), mode(LAYERS[cell](256, 256), 100, batch))
             yield Line(name, mine / plain, 1.25, True, f"{variant} {mode.__name__} B={batch}")
 
 
@@ -266,7 +276,7 @@ def float64_costs(name: str, args: Any) -> Iterator[Line]:
     for cell, hidden, batch in product(LAYERS, (64, 256), (1, 32)):
         make = LAYERS[cell]
         double, single = compare(
-            args.seconds,
+            args,
             inference(make(hidden, hidden, dtype="float64"), 100, batch),
             inference(make(hidden, hidden), 100, batch),
         )
@@ -278,13 +288,14 @@ def small_numbers(name: str, args: Any) -> Iterator[Line]:
     for cell, batch, mode in product(LAYERS, (1, 32), (inference, training)):
         layer = LAYERS[cell](128, 128, bias=False)
         decay = noise(100, batch, 128) * np.geomspace(1, 1e-44, 100, dtype=np.float32)[:, None, None]
-        small, usual = compare(args.seconds, mode(layer, 100, batch, x=decay), mode(layer, 100, batch))
+        small, usual = compare(args, mode(layer, 100, batch, x=decay), mode(layer, 100, batch))
         yield Line(name, small / usual, 1.1, True, f"{cell} {mode.__name__} B={batch}")
 
 
 def tails(name: str, args: Any) -> Iterator[Line]:
     """The 99th percentile over the median, undisturbed."""
     for cell, hidden, batch in product(("lstm",), (16, 128, 256), (1, 8, 32)):
+        args.ready()
         found = times(inference(LAYERS[cell](hidden, hidden), 100, batch), 5 * args.seconds)
         late = float(np.percentile(found, 99))
         yield Line(name, late / statistics.median(found), 3, True, f"{cell} H={hidden} B={batch}")
@@ -294,7 +305,7 @@ def neighbours(name: str, args: Any) -> Iterator[Line]:
     """The median beside a process a core that never sleeps, over the median without."""
     for hidden, batch in product((16, 64, 128, 256), (1, 8, 32)):
         run = inference(LSTM(hidden, hidden), 100, batch)
-        quiet = statistics.median(times(run, args.seconds))
+        (quiet,) = compare(args, run)
         busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(os.cpu_count() or 1)]
         try:
             time.sleep(0.2)
@@ -310,7 +321,7 @@ def callers(name: str, args: Any) -> Iterator[Line]:
     """Four threads that each call a layer of their own: calls a second, over those of one caller with the team."""
     for hidden, batch in product((64, 256), (1, 8, 32)):
         runs = [inference(LSTM(hidden, hidden), 100, batch) for _ in range(4)]
-        alone = 1 / statistics.median(times(runs[0], args.seconds))
+        alone = 1 / compare(args, runs[0])[0]
         done, end = [0] * 4, time.perf_counter() + 5 * args.seconds
 
         def work(i: int, runs: list[Run] = runs, done: list[int] = done, end: float = end) -> None:
@@ -337,7 +348,7 @@ def backends_compare(name: str, args: Any) -> Iterator[Line]:
     for cell, hidden, batch in product(LAYERS, (16, 64, 256), (1, 8, 32)):
         make = LAYERS[cell]
         slow, fast = compare(
-            args.seconds,
+            args,
             inference(make(hidden, hidden, backend="numba"), 100, batch),
             inference(make(hidden, hidden, backend="c"), 100, batch),
         )

@@ -298,10 +298,16 @@ def measure(jobs: Sequence[Job], base: Path, head: Path, seconds: float) -> dict
     return found
 
 
-def rounds(processes: Mapping[str, Process], case: Case, seconds: float, outputs: Path) -> list[list[float]]:
+def rounds(
+    processes: Mapping[str, Process],
+    case: Case,
+    seconds: float,
+    outputs: Path,
+    ready: Callable[[], object] = lambda: None,
+) -> list[list[float]]:
     """Ask them in turn, each round in another order: of each the seconds of a run, a figure a round.
 
-    What they compute goes to the file `outputs`. Raises Failure.
+    What they compute goes to the file `outputs`; `ready` is called before each round. Raises Failure.
     """
 
     def answer(name: str, **request: Any) -> dict[str, Any]:
@@ -314,11 +320,14 @@ def rounds(processes: Mapping[str, Process], case: Case, seconds: float, outputs
         answer(name, prepare=asdict(case), into=str(outputs))
     times: dict[str, list[float]] = {name: [] for name in processes}
     orders = cycle(permutations(processes))
-    end = time.monotonic() + seconds * len(times)
+    left = seconds * len(times)
     asked = 0
-    while asked < LEAST_ROUNDS or time.monotonic() < end:
+    while asked < LEAST_ROUNDS or left > 0:
+        ready()
+        begin = time.monotonic()
         for name in next(orders):
             times[name].append(answer(name, measure=BLOCK)["times"][MEDIAN])
+        left -= time.monotonic() - begin
         asked += 1
     return list(times.values())
 

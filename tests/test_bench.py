@@ -12,7 +12,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -226,63 +225,6 @@ def test_floors(suite: Any) -> None:
     one = Case("rnn", "inference", 64, 1, 100)  # 16 KiB of weights: 8 a thread are in L2, 16 are in L3
     assert suite["floor"](one, ceilings, 2) == pytest.approx(100 * 4 * 64**2 / 40e9)
     assert suite["floor"](one, ceilings, 1) == pytest.approx(100 * 4 * 64**2 / 10e9)
-
-
-@pytest.mark.parametrize(
-    ("first", "looks", "patience", "held"),
-    [
-        (100, [90], 1.0, 1),
-        (100, [80, 86], 1.0, 1),
-        (110, [120], 1.0, 1),
-        (100, [80, 80], 0.05, 0),
-        (100, [80], 0.0, 0),
-    ],
-)
-def test_blocks_wait_until_the_machine_is_itself(
-    suite: Any, first: int, looks: list[int], patience: float, held: int
-) -> None:
-    watch, moods = suite["Steady"](patience), iter([first] * suite["LOOKS"] + looks + [1])
-    watch._mix = SimpleNamespace(now=lambda threads: next(moods), close=lambda: None)
-    watch.wait(2)
-    assert watch.held() == (held, 1)
-    assert next(moods) == 1  # looked at as often as told
-
-
-def test_a_block_waits_no_longer_than_it_may(suite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch, now = suite["Steady"](100.0), [0.0]
-    wait = type(watch).wait.__globals__
-    monkeypatch.setitem(
-        wait, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.append(now.pop() + s))
-    )
-    rates = iter([100.0] * suite["LOOKS"])
-    watch._mix = SimpleNamespace(now=lambda threads: next(rates, 50.0))
-    watch.wait(2)
-    assert suite["WAIT"] <= now[0] <= suite["WAIT"] + suite["PAUSE"]
-    assert watch.held() == (0, 1)
-    for _ in range(100):
-        watch.wait(2)
-    assert now[0] < 100 + suite["WAIT"] + suite["PAUSE"]
-    assert watch.held() == (0, 101)
-
-
-def test_blocks_are_judged_by_the_best_that_was_seen_to_the_last(suite: Any) -> None:
-    watch, moods = suite["Steady"](0.0), iter([100] * suite["LOOKS"] + [100, 130])
-    watch._mix = SimpleNamespace(now=lambda threads: next(moods))
-    watch.wait(2)
-    assert watch.held() == (1, 1)
-    watch.wait(2)
-    assert watch.held() == (1, 2)
-
-
-def test_nobody_waits_where_nothing_can_be_measured(
-    suite: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("CC", "/nowhere/cc")
-    watch = suite["Steady"](1.0)
-    watch.wait(2)
-    watch.wait(2)
-    assert watch.held() == (0, 0)
-    assert capsys.readouterr().out.count("without waiting") == 1
 
 
 def test_rounds_are_merged(suite: Any) -> None:

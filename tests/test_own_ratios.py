@@ -51,8 +51,11 @@ def test_two_runs_are_compared_in_turn(monkeypatch):
         order.append(name)
         clock[0] += seconds
 
-    slow, fast = promises.compare(0.01, lambda: run("slow", 2e-3), lambda: run("fast", 1e-3))
+    args = argparse.Namespace(seconds=0.01, ready=lambda: order.append("ready"))
+    slow, fast = promises.compare(args, lambda: run("slow", 2e-3), lambda: run("fast", 1e-3))
     assert 1.5 < slow / fast < 3
+    assert order.count("ready") == 2 * promises.BLOCKS
+    order = [name for name in order if name != "ready"]
     assert len("".join(name[0] for name in order).replace("sf", " ").split()) >= promises.BLOCKS - 1
 
 
@@ -62,7 +65,7 @@ def test_every_promise_gives_lines(monkeypatch):
     monkeypatch.setattr(promises, "product", lambda *lists: [tuple(values[0] for values in map(list, lists))])
     monkeypatch.setattr(promises.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(promises, "BLOCKS", 1)
-    args = argparse.Namespace(threads=fastrnn.get_num_threads(), seconds=1e-3)
+    args = argparse.Namespace(threads=fastrnn.get_num_threads(), seconds=1e-3, ready=lambda: None)
     before = fastrnn.get_num_threads()
     for name, measure in promises.PROMISES.items():
         if "numba" in name and "numba" not in fastrnn.backends():
