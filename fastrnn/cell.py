@@ -8,12 +8,12 @@ the name of a layer class.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from .arguments import integer, number
 from .errors import OptionError, ShapeError
 
 __all__ = ["Activation", "Cell", "Stack"]
@@ -72,7 +72,7 @@ class Activation(NamedTuple):
         if len(numbers) > taken:
             raise OptionError(f"activation {name!r} takes {taken} numbers, {len(numbers)} were given: {numbers}")
         values = [
-            0.0 if default is None else _number(f"activation {name!r}", numbers[i] if i < len(numbers) else default)
+            0.0 if default is None else number(f"activation {name!r}", numbers[i] if i < len(numbers) else default)
             for i, default in enumerate(defaults)
         ]
         if not all(math.isfinite(value) for value in values):
@@ -130,9 +130,9 @@ class Cell:
         for field, kind in FIELD_OF.items():
             if self.kind != kind and getattr(self, field) != getattr(Cell, field):
                 raise OptionError(f"{field}={getattr(self, field)!r} is for kind {kind!r}, not {self.kind!r}")
-        object.__setattr__(self, "proj_size", _size("proj_size", self.proj_size, 0))
+        object.__setattr__(self, "proj_size", integer("proj_size", self.proj_size, 0, ShapeError))
         if self.clip is not None:
-            clip = _number("clip", self.clip)
+            clip = number("clip", self.clip)
             if not clip > 0 or math.isinf(clip):
                 raise OptionError(f"clip must be None or a finite number > 0, not {self.clip!r}")
             object.__setattr__(self, "clip", clip)
@@ -186,7 +186,7 @@ class Stack:
 
     def __post_init__(self) -> None:
         for field, least in (("input_size", 0), ("hidden_size", 1), ("num_layers", 1)):
-            object.__setattr__(self, field, _size(field, getattr(self, field), least))
+            object.__setattr__(self, field, integer(field, getattr(self, field), least, ShapeError))
         object.__setattr__(self, "bidirectional", bool(self.bidirectional))
         if self.cell.proj_size >= self.hidden_size:
             proj_size, H = self.cell.proj_size, self.hidden_size
@@ -255,23 +255,6 @@ class Stack:
         return stack
 
 
-def _size(field: str, value: Any, least: int) -> int:
-    try:
-        size = least - 1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        size = least - 1
-    if size < least:
-        raise ShapeError(f"{field} must be an integer >= {least}, not {value!r}")
-    return size
-
-
 def _one_of(field: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise OptionError(f"unknown {field} {value!r}; there are {', '.join(map(repr, allowed))}")
-
-
-def _number(field: str, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise OptionError(f"{field} takes a number, not {value!r}") from error

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .arguments import number
 from .errors import DtypeError, OptionError, ShapeError
 from .module import Module, as_dtype, generator
 
@@ -33,7 +34,7 @@ def orthogonal(target: Target, gain: float = 1.0, *, seed: Any = None) -> Target
     Of more than two axes, all but the first count as columns. Raises ShapeError for fewer than two, OptionError for
     a Module without recurrent layers, DtypeError for any other target.
     """
-    gain = _number("gain", gain)
+    gain = number("gain", gain, finite=True)
 
     def draw(shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
         rows, columns = _matrix("orthogonal", shape)
@@ -49,7 +50,7 @@ def identity(target: Target, gain: float = 1.0) -> Target | np.ndarray:
 
     target and errors as `orthogonal` has them; of exactly two axes.
     """
-    gain = _number("gain", gain)
+    gain = number("gain", gain, finite=True)
 
     def draw(shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
         if len(shape) != 2:
@@ -65,7 +66,7 @@ def xavier_uniform(target: Target, gain: float = 1.0, *, seed: Any = None) -> Ta
     fan_in is the columns, fan_out the rows, of one gate in a recurrent layer. target, seed and errors as
     `orthogonal` has them.
     """
-    gain = _number("gain", gain)
+    gain = number("gain", gain, finite=True)
 
     def draw(shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
         return random.uniform(-1, 1, shape) * (gain * math.sqrt(3) * _xavier("xavier_uniform", shape))
@@ -78,7 +79,7 @@ def xavier_normal(target: Target, gain: float = 1.0, *, seed: Any = None) -> Tar
 
     As `xavier_uniform`.
     """
-    gain = _number("gain", gain)
+    gain = number("gain", gain, finite=True)
 
     def draw(shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
         return random.standard_normal(shape) * (gain * _xavier("xavier_normal", shape))
@@ -88,7 +89,7 @@ def xavier_normal(target: Target, gain: float = 1.0, *, seed: Any = None) -> Tar
 
 def uniform(target: Target, a: float = 0.0, b: float = 1.0, *, seed: Any = None) -> Target | np.ndarray:
     """uniform(a, b), for any number of axes; target, seed and errors otherwise as `orthogonal` has them."""
-    a, b = _number("a", a), _number("b", b)
+    a, b = number("a", a, finite=True), number("b", b, finite=True)
     if a > b:
         raise OptionError(f"a must not be greater than b, and {a} is greater than {b}")
     return _fill(target, lambda shape, random: random.uniform(a, b, shape), seed)
@@ -96,7 +97,7 @@ def uniform(target: Target, a: float = 0.0, b: float = 1.0, *, seed: Any = None)
 
 def normal(target: Target, mean: float = 0.0, std: float = 1.0, *, seed: Any = None) -> Target | np.ndarray:
     """normal(mean, std), for any number of axes; target, seed and errors otherwise as `orthogonal` has them."""
-    mean, std = _number("mean", mean), _number("std", std)
+    mean, std = number("mean", mean, finite=True), number("std", std, finite=True)
     if std < 0:
         raise OptionError(f"std must be a number >= 0, not {std}")
     return _fill(target, lambda shape, random: random.normal(mean, std, shape), seed)
@@ -114,7 +115,7 @@ def forget_bias(target: Target, value: float = 1.0) -> Target:
     become the value and bias_hh's zero. target is an LSTM, an LSTMCell or a Module of such, and is returned. Raises
     OptionError where there is no recurrent layer, or one has no forget gate or no bias; then nothing has changed.
     """
-    value = _number("value", value)
+    value = number("value", value, finite=True)
     layers = _recurrent(target)
     for layer in layers:
         if "f" not in layer.cell.gates:
@@ -188,12 +189,6 @@ def _xavier(name: str, shape: tuple[int, ...]) -> float:
     _, fan_in = _matrix(name, shape)
     fans = fan_in + shape[0] * math.prod(shape[2:])
     return math.sqrt(2 / fans) if fans else 0.0
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise OptionError(f"{name} must be a finite number, not {value!r}")
-    return float(value)
 
 
 def _is_size(value: Any) -> bool:

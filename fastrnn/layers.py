@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import numbers
 import warnings
 from dataclasses import dataclass
 from types import ModuleType
@@ -19,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy import ndarray
 
+from .arguments import integer, probability
 from .backends import choose
 from .cell import Activation, Cell, Stack
 from .errors import DtypeError, FastrnnWarning, OptionError, ShapeError, UsageError
@@ -222,8 +222,7 @@ class Layer(Recurrent):
         seed: Any = None,
         backend: str | None = None,
     ) -> None:
-        if isinstance(dropout, bool) or not isinstance(dropout, numbers.Real) or not 0 <= dropout <= 1:
-            raise OptionError(f"dropout must be a probability, a number within 0..1, not {dropout!r}")
+        dropout = probability("dropout", dropout)
         stack = Stack(cell, input_size, hidden_size, num_layers, bidirectional)
         if dropout and stack.num_layers == 1:
             warnings.warn(
@@ -573,9 +572,7 @@ class Stream:
                 "stream() needs bidirectional=False: the reverse direction starts at the end of a sequence, "
                 "which a stream has not seen"
             )
-        if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size.__index__() < 1:
-            raise ShapeError(f"batch_size must be an integer >= 1, not {batch_size!r}")
-        self.layer, self.batch_size = layer, batch_size.__index__()
+        self.layer, self.batch_size = layer, integer("batch_size", batch_size, 1, ShapeError)
         self._dtype, self._shape = layer.dtype, (self.batch_size, layer.input_size)
         backend = choose(layer.cell, layer.backend)
         make = getattr(backend, "make_stepper", None)

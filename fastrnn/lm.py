@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import json
 import math
-import operator
 import os
 import re
 import zipfile
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from .arguments import integer
 from .cell import Cell
 from .errors import DtypeError, FastrnnError, OptionError, ShapeError
 from .init import forget_bias, uniform, zeros
@@ -71,7 +71,7 @@ class Vocabulary:
     def words(cls, text: str, size: int | None = None) -> Vocabulary:
         """UNK, EOS and the words of a text, the most frequent first; no more than `size` tokens in all."""
         if size is not None:
-            size = _at_least("size", size, 2)
+            size = integer("size", size, 2)
         counts = Counter(word for word in text.split() if word not in (UNK, EOS))
         frequent = sorted(counts, key=lambda word: (-counts[word], word))
         return cls((UNK, EOS, *frequent)[:size], "words")
@@ -122,7 +122,7 @@ def batches(tokens: Any, batch_size: int, steps: int) -> Iterator[tuple[np.ndarr
     Every token but the first is a target once; where the last rows have no more, targets are -100, which
     `nn.CrossEntropy` leaves out. Raises ShapeError for fewer than two tokens, OptionError, DtypeError.
     """
-    batch_size, steps = _at_least("batch_size", batch_size, 1), _at_least("steps", steps, 1)
+    batch_size, steps = integer("batch_size", batch_size, 1), integer("steps", steps, 1)
     stream = _stream(tokens, 2)
     count = stream.size - 1
     length = -(-count // batch_size)
@@ -265,7 +265,7 @@ class LanguageModel(Module):
         Evaluates; what a `backward` was to go through is dropped. Raises ShapeError for an empty prompt or a token
         out of range, OptionError, DtypeError.
         """
-        random, length = generator(rng), _at_least("length", length, 0)
+        random, length = generator(rng), integer("length", length, 0)
         tokens = np.empty(length, np.int64)
         with self._evaluating():
             stream = self.rnn.stream()
@@ -340,12 +340,3 @@ def _stream(tokens: Any, least: int) -> np.ndarray:
     if array.dtype.kind not in "iu":
         raise DtypeError(f"tokens must be integers, not {array.dtype}")
     return array
-
-
-def _at_least(name: str, value: Any, least: int) -> int:
-    try:
-        if not isinstance(value, bool) and operator.index(value) >= least:
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise OptionError(f"{name} must be an integer >= {least}, not {value!r}")

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import inspect
 import math
-import numbers
-import operator
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import numpy as np
 
+from .arguments import integer, number, probability
 from .backends import add_product, scaled_exponentials, softmax_sums
 from .errors import DtypeError, OptionError, ShapeError, UsageError
 from .module import Block, Module, Parameter, as_array, as_dtype, generator
@@ -101,10 +100,10 @@ class Embedding(Single):
         seed: Any = None,
     ) -> None:
         super().__init__()
-        self.num_embeddings = _size("num_embeddings", num_embeddings)
-        self.embedding_dim = _size("embedding_dim", embedding_dim)
+        self.num_embeddings = integer("num_embeddings", num_embeddings, 0, ShapeError)
+        self.embedding_dim = integer("embedding_dim", embedding_dim, 0, ShapeError)
         if padding_idx is not None:
-            padding_idx = _integer("padding_idx", padding_idx)
+            padding_idx = integer("padding_idx", padding_idx)
             if not -self.num_embeddings <= padding_idx < self.num_embeddings:
                 raise OptionError(f"padding_idx must be within the {num_embeddings} embeddings, not {padding_idx}")
             padding_idx %= self.num_embeddings
@@ -182,7 +181,8 @@ class Linear(Single):
         seed: Any = None,
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features = _size("in_features", in_features), _size("out_features", out_features)
+        self.in_features = integer("in_features", in_features, 0, ShapeError)
+        self.out_features = integer("out_features", out_features, 0, ShapeError)
         self.tied, self.seed, self._random = weight is not None, seed, generator(seed)
         shape = self.out_features, self.in_features
         self.block = Block({"weight": shape}, as_dtype(dtype)) if weight is None else _shared(weight, shape, dtype)
@@ -252,9 +252,7 @@ class Dropout(Single):
 
     def __init__(self, p: float = 0.5, locked: bool = False, *, seed: Any = None) -> None:
         super().__init__()
-        if isinstance(p, bool) or not isinstance(p, numbers.Real) or not 0 <= p <= 1:
-            raise OptionError(f"p must be a probability, a number within 0..1, not {p!r}")
-        self.p, self.locked, self.seed, self._random = p, bool(locked), seed, generator(seed)
+        self.p, self.locked, self.seed, self._random = probability("p", p), bool(locked), seed, generator(seed)
 
     def forward(self, x: Any) -> np.ndarray:
         """x to y, of one shape."""
@@ -347,7 +345,7 @@ class CrossEntropy:
 
     def __init__(self, reduction: str = "mean", ignore_index: int = -100) -> None:
         self.reduction = _reduction(reduction)
-        self.ignore_index = _integer("ignore_index", ignore_index)
+        self.ignore_index = integer("ignore_index", ignore_index)
         self._call: tuple[np.ndarray, ...] | None = None
 
     def forward(self, logits: Any, targets: Any) -> float:
@@ -377,7 +375,7 @@ class CrossEntropy:
         """dlogits [..., V], times the gradient of the loss itself where that is not 1."""
         if self._call is None:
             raise UsageError("backward has no call to go back through: cross_entropy(logits, targets), then backward")
-        scale = _number("dloss", dloss)
+        scale = number("dloss", dloss)
         (logits, which, counted, peak, norm), self._call = self._call, None
         dlogits, rows = np.empty_like(logits), _rows(logits)
         drows = dlogits.reshape(rows.shape)
@@ -424,7 +422,7 @@ class MSE:
         """dy, times the gradient of the loss itself where that is not 1."""
         if self._error is None:
             raise UsageError("backward has no call to go back through: mse(y, target), then backward")
-        scale = 2 * _number("dloss", dloss)
+        scale = 2 * number("dloss", dloss)
         dy, self._error = self._error, None
         dy *= scale / (max(dy.size, 1) if self.reduction == "mean" else 1)
         return dy
@@ -477,10 +475,8 @@ def sample(logits: Any, temperature: float = 1.0, top_k: int | None = None, rng:
     x = _floats(logits, "logits")
     if not x.ndim or not x.shape[-1]:
         raise ShapeError(f"logits must be [..., V] with V >= 1, not {list(x.shape)}")
-    if isinstance(temperature, bool) or not isinstance(temperature, numbers.Real) or not 0 <= temperature < math.inf:
-        raise OptionError(f"temperature must be a finite number >= 0, not {temperature!r}")
-    if top_k is not None and _integer("top_k", top_k) < 1:
-        raise OptionError(f"top_k must be None or an integer >= 1, not {top_k!r}")
+    temperature = number("temperature", temperature, 0, finite=True)
+    top_k = None if top_k is None else integer("top_k", top_k, 1)
     x = x.astype(np.float64)
     peak = x.max(-1, keepdims=True)
     if not np.isfinite(peak).all():
@@ -541,28 +537,6 @@ def _within(array: np.ndarray, size: int, what: str, counted: np.ndarray | None 
     if wrong.any():
         place = tuple(np.argwhere(wrong)[0].tolist())
         raise ShapeError(f"{what}{list(place) or ''} is {array[place]}, which is not within 0..{size - 1}")
-
-
-def _integer(name: str, value: Any) -> int:
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise OptionError(f"{name} must be an integer, not {value!r}")
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise OptionError(f"{name} must be a number, not {value!r}")
-    return float(value)
-
-
-def _size(name: str, value: Any) -> int:
-    size = _integer(name, value)
-    if size < 0:
-        raise ShapeError(f"{name} must be an integer >= 0, not {size}")
-    return size
 
 
 def _reduction(value: Any) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -19,6 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .arguments import integer, number
 from .backends import c_kernels
 from .errors import DtypeError, OptionError, ShapeError
 from .module import Block, Module, Parameter, as_array
@@ -202,7 +202,7 @@ class Optimizer:
             if name == "betas":
                 checked[name] = _betas(value)
             else:
-                checked[name] = bool(value) if isinstance(usual[name].default, bool) else _at_least_0(name, value)
+                checked[name] = bool(value) if isinstance(usual[name].default, bool) else number(name, value, 0)
         vars(self).update(checked)
 
     def state_dict(self) -> dict[str, Any]:
@@ -482,7 +482,7 @@ def clip_grad_norm(params: Params, max_norm: float, norm_type: float = 2.0) -> f
     nan, and one that is inf makes all zero but what was inf, which becomes nan: look at what is returned before a
     step. Raises OptionError, DtypeError.
     """
-    max_norm, p = _at_least_0("max_norm", max_norm), _at_least_0("norm_type", norm_type)
+    max_norm, p = number("max_norm", max_norm, 0), number("norm_type", norm_type, 0)
     if not p:
         raise OptionError(f"norm_type must be a number > 0, or math.inf, not {norm_type!r}")
     gradients, kernels = _gradients(params), c_kernels()
@@ -513,7 +513,7 @@ def clip_grad_value(params: Params, clip_value: float) -> None:
 
     nan stays. params as for `Optimizer`. Raises OptionError, DtypeError.
     """
-    bound = _at_least_0("clip_value", clip_value)
+    bound = number("clip_value", clip_value, 0)
     for g in _gradients(params):
         np.clip(g, -bound, bound, out=g)
 
@@ -583,9 +583,9 @@ class LinearLR(Schedule):
     def __init__(
         self, optimizer: Optimizer, start_factor: float = 1 / 3, end_factor: float = 1.0, total_iters: int = 5
     ) -> None:
-        self.start_factor = _at_least_0("start_factor", start_factor)
-        self.end_factor = _at_least_0("end_factor", end_factor)
-        self.total_iters = _count("total_iters", total_iters)
+        self.start_factor = number("start_factor", start_factor, 0)
+        self.end_factor = number("end_factor", end_factor, 0)
+        self.total_iters = integer("total_iters", total_iters, 1)
         if not 0 < self.start_factor <= 1 or not self.end_factor <= 1:
             raise OptionError(f"factors must be within 0..1, the start's above 0, not {start_factor!r}, {end_factor!r}")
         super().__init__(optimizer)
@@ -602,7 +602,7 @@ class StepLR(Schedule):
     """The rate times gamma every step_size epochs."""
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
-        self.step_size, self.gamma = _count("step_size", step_size), _at_least_0("gamma", gamma)
+        self.step_size, self.gamma = integer("step_size", step_size, 1), number("gamma", gamma, 0)
         super().__init__(optimizer)
 
     def _next(self, lr: float) -> float:
@@ -613,7 +613,7 @@ class ExponentialLR(Schedule):
     """The rate times gamma every epoch."""
 
     def __init__(self, optimizer: Optimizer, gamma: float) -> None:
-        self.gamma = _at_least_0("gamma", gamma)
+        self.gamma = number("gamma", gamma, 0)
         super().__init__(optimizer)
 
     def _next(self, lr: float) -> float:
@@ -627,7 +627,7 @@ class CosineAnnealingLR(Schedule):
     """
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
-        self.T_max, self.eta_min = _count("T_max", T_max), _at_least_0("eta_min", eta_min)
+        self.T_max, self.eta_min = integer("T_max", T_max, 1), number("eta_min", eta_min, 0)
         super().__init__(optimizer)
 
     def _next(self, lr: float) -> float:
@@ -666,12 +666,12 @@ class ReduceLROnPlateau(Schedule):
             raise OptionError(f"unknown mode {mode!r}; there are 'min', 'max'")
         if threshold_mode not in ("rel", "abs"):
             raise OptionError(f"unknown threshold_mode {threshold_mode!r}; there are 'rel', 'abs'")
-        if not _at_least_0("factor", factor) < 1:
+        if not number("factor", factor, 0) < 1:
             raise OptionError(f"factor must be a number < 1, not {factor!r}")
         self.mode, self.factor, self.threshold_mode = mode, factor, threshold_mode
-        self.patience, self.cooldown = _count("patience", patience, 0), _count("cooldown", cooldown, 0)
-        self.threshold, self.min_lr = _at_least_0("threshold", threshold), _at_least_0("min_lr", min_lr)
-        self.eps = _at_least_0("eps", eps)
+        self.patience, self.cooldown = integer("patience", patience, 0), integer("cooldown", cooldown, 0)
+        self.threshold, self.min_lr = number("threshold", threshold, 0), number("min_lr", min_lr, 0)
+        self.eps = number("eps", eps, 0)
         self.best = math.inf if mode == "min" else -math.inf
         self.num_bad_epochs = self.cooldown_counter = 0
         super().__init__(optimizer)
@@ -707,21 +707,9 @@ class ReduceLROnPlateau(Schedule):
 # ---------------------------------------------------------------- arguments
 
 
-def _at_least_0(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not float(value) >= 0:
-        raise OptionError(f"{name} must be a number >= 0, not {value!r}")
-    return float(value)
-
-
-def _count(name: str, value: Any, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < least:
-        raise OptionError(f"{name} must be an integer >= {least}, not {value!r}")
-    return int(value)
-
-
 def _betas(value: Any) -> tuple[float, float]:
     try:
-        b1, b2 = (_at_least_0("a beta", beta) for beta in value)
+        b1, b2 = (number("a beta", beta, 0) for beta in value)
     except (TypeError, ValueError) as error:
         raise OptionError(f"betas must be two numbers within 0..1, 1 excluded, not {value!r}") from error
     if not (b1 < 1 and b2 < 1):

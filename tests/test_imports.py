@@ -24,7 +24,7 @@ ROWS = [
     {"nn", "optim", "layers", "init"},
     {"module", "sequence", "config"},
     {"backends"},
-    {"cell", "errors", "_c"},
+    {"cell", "arguments", "errors", "_c"},
 ]
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}
 
