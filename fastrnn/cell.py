@@ -71,12 +71,11 @@ class Activation(NamedTuple):
         taken = sum(default is not None for default in defaults)
         if len(numbers) > taken:
             raise OptionError(f"activation {name!r} takes {taken} numbers, {len(numbers)} were given: {numbers}")
+        what = f"what activation {name!r} takes"
         values = [
-            0.0 if default is None else number(f"activation {name!r}", numbers[i] if i < len(numbers) else default)
+            0.0 if default is None else number(what, numbers[i] if i < len(numbers) else default, finite=True)
             for i, default in enumerate(defaults)
         ]
-        if not all(math.isfinite(value) for value in values):
-            raise OptionError(f"activation {name!r} takes finite numbers, not {numbers}")
         # Derivatives are written in the activation's output, which a negative slope would make ambiguous.
         if name in ("leaky_relu", "elu") and values[0] < 0:
             raise OptionError(f"activation {name!r} needs alpha >= 0, not {values[0]}")
@@ -256,5 +255,5 @@ class Stack:
 
 
 def _one_of(field: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise OptionError(f"unknown {field} {value!r}; there are {', '.join(map(repr, allowed))}")

@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 import platform
 import sys
-import warnings
 from typing import Any
 
 import numpy as np
 
 from .backends import REGISTRY, forced, load
-from .errors import DtypeError, FastrnnWarning, OptionError
+from .errors import DtypeError, OptionError, warn
 
 __all__ = ["get_num_threads", "set_num_threads", "show_config"]
 
@@ -23,26 +22,31 @@ ENVIRONMENT = ("FASTRNN_BACKEND", "FASTRNN_ISA", "FASTRNN_NUM_THREADS")
 
 
 def set_num_threads(n: int) -> None:
-    """Run the C kernels with n threads, the caller's among them; more than the machine grants count as so many.
+    """Run the C kernels, or where they are not built numba's, with n threads, the caller's among them.
 
-    Raises DtypeError for what is no integer, OptionError below 1. Where the C library is not there, a
-    FastrnnWarning says that nothing changes.
+    More than the machine grants count as so many. Raises DtypeError for what is no integer, OptionError below 1.
+    Where there are neither kernels, a FastrnnWarning says that nothing changes.
     """
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise DtypeError(f"the number of threads must be an integer >= 1, not {n!r}")
     if n.__index__() < 1:
         raise OptionError(f"the number of threads must be an integer >= 1, not {n!r}")
-    native = load("c")
-    if reason := native.missing():
-        warnings.warn(f"set_num_threads({n}) changes nothing: {reason}", FastrnnWarning, stacklevel=2)
+    module = _threaded()
+    if module is None:
+        warn(f"set_num_threads({n}) changes nothing: {load('c').missing()}")
     else:
-        native.set_num_threads(n.__index__())
+        module.set_num_threads(n.__index__())
 
 
 def get_num_threads() -> int:
-    """How many threads the C kernels run with; 1 where the C library is not there."""
-    native = load("c")
-    return 1 if native.missing() else native.get_num_threads()
+    """How many threads the C kernels, or where they are not built numba's, run with; 1 where there are neither."""
+    module = _threaded()
+    return 1 if module is None else module.get_num_threads()
+
+
+def _threaded() -> Any:
+    """The backend whose threads count, or None."""
+    return next((module for module in map(load, ("c", "numba")) if module.missing() is None), None)
 
 
 def show_config(as_dict: bool = False) -> dict[str, Any] | None:

@@ -5,6 +5,10 @@ PyTorch keeps catching what it caught. A message names what was given, what was
 wanted and, where there is one, the way out.
 """
 
+import os
+import sys
+import warnings
+
 
 class FastrnnError(Exception):
     """Anything fastrnn raises on purpose."""
@@ -36,3 +40,11 @@ class OutOfMemoryError(FastrnnError, MemoryError):
 
 class FastrnnWarning(UserWarning):
     """Something works, but slower or otherwise than the user may expect."""
+
+
+def warn(message: str) -> None:
+    """Warn of it at the caller's line: the innermost one that is not in this package."""
+    level, frame, inside = 2, sys._getframe(1), os.path.dirname(__file__) + os.sep
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, FastrnnWarning, stacklevel=level)

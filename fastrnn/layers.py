@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import warnings
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar
@@ -19,10 +18,10 @@ import numpy as np
 from numpy import ndarray
 
 from .arguments import integer, probability
-from .backends import choose
+from .backends import choose, empty
 from .cell import Activation, Cell, Stack
-from .errors import DtypeError, FastrnnWarning, OptionError, ShapeError, UsageError
-from .module import Block, Module, as_array, as_dtype, generator
+from .errors import DtypeError, OptionError, ShapeError, UsageError, warn
+from .module import Block, Module, as_array, as_dtype, dropout_mask, generator
 from .sequence import as_lengths
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "Layer", "RNNCell", "Recurrent", "SingleStep", "Stream"]
@@ -225,11 +224,7 @@ class Layer(Recurrent):
         dropout = probability("dropout", dropout)
         stack = Stack(cell, input_size, hidden_size, num_layers, bidirectional)
         if dropout and stack.num_layers == 1:
-            warnings.warn(
-                f"dropout={dropout} does nothing with num_layers=1: it acts between layers",
-                FastrnnWarning,
-                stacklevel=3,
-            )
+            warn(f"dropout={dropout} does nothing with num_layers=1: it acts between layers")
         self.batch_first, self.dropout = bool(batch_first), dropout
         self._build(stack, (len(stack.suffixes),), dtype, seed, backend)
 
@@ -259,7 +254,7 @@ class Layer(Recurrent):
             if not self.cell.has_c:
                 raise OptionError(f"return_cells is for an LSTM: a layer of kind {self.cell.kind!r} has no c")
             width = self.stack.num_directions * self.stack.hidden_size
-            cells = np.empty((*x.shape[:2], width), self.dtype)
+            cells = empty((*x.shape[:2], width), self.dtype)
         if self.training and self.dropout and self.stack.num_layers > 1:
             masks = self._masks(*x.shape[:2])
         y, state = self._run(x, state, batched, lengths, masks, cells)
@@ -311,9 +306,7 @@ class Layer(Recurrent):
         """[L-1, T, B, D*P] zeros with probability `dropout`, else 1 / (1 - dropout)."""
         stack = self.stack
         shape = (stack.num_layers - 1, steps, batch, stack.num_directions * stack.output_size)
-        kept = self._random.random(shape, self.dtype) >= self.dropout
-        scale = 0.0 if self.dropout == 1 else 1 / (1 - self.dropout)
-        return np.multiply(kept, scale, dtype=self.dtype)
+        return dropout_mask(self._random, shape, self.dropout, self.dtype)
 
 
 class RNN(Layer):

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import integer
+from .arguments import integer, probability
 from .cell import Cell
-from .errors import DtypeError, FastrnnError, OptionError, ShapeError
+from .errors import DtypeError, OptionError, ShapeError
 from .init import forget_bias, uniform, zeros
 from .layers import Layer, State
-from .module import Module, as_dtype, generator, replacing
+from .module import Module, as_dtype, generator, reading, replacing
 from .nn import CrossEntropy, Dropout, Embedding, Linear, sample
 
 __all__ = ["EOS", "UNK", "LanguageModel", "Score", "Vocabulary", "batches", "load", "save"]
@@ -194,9 +193,10 @@ class LanguageModel(Module):
         random, dtype = generator(seed), as_dtype(dtype)
         self.options = {
             "vocab_size": vocab_size, "embedding_size": embedding_size, "hidden_size": hidden_size,
-            "num_layers": num_layers, "cell": cell, "dropout": dropout, "tied": bool(tied),
+            "num_layers": num_layers, "cell": cell, "dropout": probability("dropout", dropout), "tied": bool(tied),
             "seed": seed, "dtype": dtype.name, "backend": backend,
         }  # fmt: skip
+        self._random = random
         self.dropout = Dropout(dropout, seed=random)
         self.embedding = Embedding(vocab_size, embedding_size, dtype=dtype, seed=random)
         self.rnn: Layer = Layer.from_cell(
@@ -302,28 +302,44 @@ class LanguageModel(Module):
 def save(path: str | os.PathLike[str], model: LanguageModel, vocabulary: Vocabulary) -> None:
     """Write model and vocabulary to one .npz file of that very name, which `load` reads.
 
-    A file that is there is replaced only once the new one is whole.
+    The state of the generator that dropout draws from is written too, so that training goes on as it would have. A
+    file that is there is replaced only once the new one is whole. Raises DtypeError for what is no LanguageModel,
+    OptionError where the vocabulary is of another size.
     """
-    kept = {name: value for name, value in model.options.items() if name not in ("seed", "backend")}
-    header = json.dumps({"model": kept, "vocabulary": asdict(vocabulary)}, default=lambda number: number.item())
+    if not isinstance(model, LanguageModel):
+        raise DtypeError(f"model must be a LanguageModel, not {type(model).__name__}")
+    if len(vocabulary) != model.options["vocab_size"]:
+        size = model.options["vocab_size"]
+        raise OptionError(f"the vocabulary must have the model's {size} tokens, not {len(vocabulary)}")
+    header = {
+        "model": {name: value for name, value in model.options.items() if name not in ("seed", "backend")},
+        "vocabulary": asdict(vocabulary),
+        "random": model._random.bit_generator.state,
+    }
+    text = np.array(json.dumps(header, default=lambda number: number.tolist()))
     with replacing(path) as file:
-        np.savez(file, header=np.array(header), **model.state_dict())  # type: ignore[arg-type]
+        np.savez(file, header=text, **model.state_dict())  # type: ignore[arg-type]
 
 
 def load(path: str | os.PathLike[str], backend: str | None = None) -> tuple[LanguageModel, Vocabulary]:
     """What `save` wrote; OptionError where the file is of another kind."""
-    try:
-        with np.load(path) as file:
-            arrays = dict(file)
+    with reading(path, "a language model that fastrnn.lm saved") as file:
+        arrays = dict(file)
         header = json.loads(str(arrays.pop("header")))
-        model = LanguageModel(**header["model"], seed=0, backend=backend)
+        model = LanguageModel(**header["model"], backend=backend)
+        _go_on(model, header.get("random"))
         vocabulary = Vocabulary(**header["vocabulary"])
-    except FastrnnError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise OptionError(f"{os.fspath(path)} is not a language model that fastrnn.lm saved: {error}") from error
     model.load_state_dict(arrays)
     return model, vocabulary
+
+
+def _go_on(model: LanguageModel, state: Any) -> None:
+    """Have a model's dropout draw what it would have drawn in the state that was saved, where one was."""
+    if state is not None:
+        kinds = {kind.__name__: kind for kind in np.random.BitGenerator.__subclasses__()}
+        random = np.random.Generator(kinds[state["bit_generator"]]())
+        random.bit_generator.state = state
+        model._random = model.dropout._random = model.rnn._random = random
 
 
 # ---------------------------------------------------------------- arguments
@@ -339,4 +355,6 @@ def _stream(tokens: Any, least: int) -> np.ndarray:
         raise ShapeError(f"tokens must be [N] with N >= {least}, not {list(array.shape)}")
     if array.dtype.kind not in "iu":
         raise DtypeError(f"tokens must be integers, not {array.dtype}")
+    if array.min() < 0:
+        raise ShapeError(f"tokens must be >= 0, not {array.min()}")
     return array

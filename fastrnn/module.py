@@ -16,6 +16,7 @@ import os
 import shutil
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, wraps
@@ -25,12 +26,20 @@ from typing import IO, Any, NamedTuple, TypeVar
 import numpy as np
 from numpy import ndarray
 
-from .backends import Gradients
+from .backends import Gradients, empty
 from .errors import DtypeError, FastrnnError, OptionError, OutOfMemoryError, ShapeError
 
-__all__ = ["Block", "LoadedKeys", "Module", "Parameter", "as_array", "as_dtype", "generator", "replacing"]
+__all__ = [
+    "Block", "LoadedKeys", "Module", "Parameter", "as_array", "as_dtype", "dropout_mask", "generator", "reading",
+    "replacing",
+]  # fmt: skip
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+# What NumPy, zipfile and zlib raise where a file is not what it should be.
+DAMAGED = (
+    ValueError, TypeError, KeyError, AttributeError, EOFError, OSError, RuntimeError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 PLAIN: set[type] = {bool, int, float, str, type(None)}  # of attributes that hold no parameters, as they are met
 
 
@@ -69,6 +78,8 @@ def as_array(value: Any, dtype: np.dtype[Any], what: str) -> np.ndarray:
 
 def _read(value: Any, what: str) -> np.ndarray:
     try:
+        if hasattr(value, "batch_sizes"):
+            raise DtypeError(f"{what} is a PackedSequence: give the padded array, and lengths= for its rows' lengths")
         if hasattr(value, "detach") and hasattr(value, "is_floating_point"):
             value = value.detach()
             if value.is_floating_point() and value.element_size() < 4:
@@ -90,28 +101,59 @@ def generator(seed: Any) -> np.random.Generator:
         raise OptionError(f"seed must be None, an integer >= 0 or a numpy Generator, not {seed!r}") from error
 
 
+def dropout_mask(random: np.random.Generator, shape: tuple[int, ...], p: float, dtype: np.dtype[Any]) -> np.ndarray:
+    """Zeros with probability p, the rest 1 / (1 - p)."""
+    kept = random.random(dtype=dtype, out=empty(shape, dtype)) >= p  # type: ignore[arg-type]
+    return np.multiply(kept, 1 / (1 - p) if p < 1 else 0.0, dtype=dtype)
+
+
+# ---------------------------------------------------------------- files
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A file to write to that becomes `path` at the end; after an exception what was there before still is.
 
-    What is no ordinary file, or lies in a folder that cannot be written to, is written to itself. Raises OSError.
+    What is no ordinary file, or lies in a folder that cannot be written to, is written to itself; so is, when all is
+    written elsewhere, what cannot be replaced, such as a file that is mounted by itself. Raises OSError.
     """
     path = os.fsdecode(os.path.realpath(path))
-    ordinary = os.path.isfile(path) or not os.path.exists(path)
-    if not (ordinary and os.access(os.path.dirname(path), os.W_OK)):
+    there, folder = os.path.exists(path), os.path.dirname(path)
+    if (there and not (os.path.isfile(path) and os.access(path, os.W_OK))) or not os.access(folder, os.W_OK):
         with open(path, "wb") as file:
             yield file
         return
-    spare = f"{path}.{os.getpid()}-{threading.get_ident()}.tmp"
+    spare = os.path.join(folder, f".{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with open(spare, "wb") as file:
             yield file
-        if os.path.exists(path):
+            file.flush()
+            os.fsync(file.fileno())  # or, after a power cut, the new name may stand for an empty file
+        if there:
             shutil.copymode(path, spare)
-        os.replace(spare, path)
+        try:
+            os.replace(spare, path)
+        except OSError:
+            shutil.copyfile(spare, path)
     finally:
         if os.path.exists(spare):
             os.remove(spare)
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str], kind: str) -> Iterator[Any]:
+    """The arrays of an .npz file by name, while it is open; OptionError where it cannot be read as `kind`.
+
+    Where there is no such file, or none that may be read, the OSError says so.
+    """
+    with open(path, "rb") as file:
+        try:
+            with np.load(file) as arrays:
+                yield arrays
+        except FastrnnError:
+            raise
+        except DAMAGED as error:
+            raise OptionError(f"{os.fspath(path)} is not {kind}: {error}") from error
 
 
 # ---------------------------------------------------------------- parameters
@@ -131,12 +173,12 @@ class Parameter(np.ndarray):
 
     @property
     def grad(self) -> np.ndarray:
-        """The gradient: a plain ndarray of the same shape, writable."""
+        """The gradient: a plain ndarray of the same shape, writable. To assign None sets it to zero."""
         return self._alias(self._owner().grad)
 
     @grad.setter
     def grad(self, value: Any) -> None:
-        self.grad[...] = value
+        self.grad[...] = 0 if value is None else value
 
     def _owner(self) -> Block:
         if self._block is None:
@@ -163,6 +205,8 @@ class Parameter(np.ndarray):
         return view
 
     def __setitem__(self, key: Any, value: Any) -> None:
+        if value is None:
+            raise DtypeError("a parameter cannot be set to None")  # of which NumPy would make NaN
         with _writing((self,)):
             self._writable()[key] = value
 
@@ -294,14 +338,14 @@ class Block(Mapping[str, Parameter]):
 
     @property
     def grad(self) -> np.ndarray:
-        """[n] the gradient of `flat`; made, as zeros, when first asked for."""
+        """[n] the gradient of `flat`; made, as zeros, when first asked for. To assign None sets it to zero."""
         if self._grad is None:
             self._grad = _zeros(self.flat.size, self.dtype)
         return self._grad
 
     @grad.setter
     def grad(self, value: Any) -> None:
-        self.grad[...] = value
+        self.grad[...] = 0 if value is None else value
 
     @cached_property
     def grads(self) -> Gradients:
@@ -467,8 +511,8 @@ class Module:
         """Dotted name -> gradient, writable; made, as zeros, when first asked for."""
         return {name: block.grads[key] for name, block, key in self._all()}
 
-    def zero_grad(self) -> None:
-        """Set every gradient to zero."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Set every gradient to zero. set_to_none is PyTorch's, and changes nothing: a gradient here is never none."""
         for block in self.blocks():
             block.zero_grad()
 
@@ -523,13 +567,8 @@ class Module:
 
     def load(self, path: str | os.PathLike[str]) -> LoadedKeys:
         """`load_state_dict` from an .npz file; OptionError where it is not one."""
-        try:
-            with np.load(path) as arrays:
-                return self.load_state_dict(dict(arrays))
-        except FastrnnError:
-            raise
-        except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-            raise OptionError(f"{os.fspath(path)} is not an .npz file of parameters: {error}") from error
+        with reading(path, "an .npz file of parameters") as arrays:
+            return self.load_state_dict(dict(arrays))
 
 
 def _fitting(name: str, value: Any, parameter: Parameter) -> np.ndarray:

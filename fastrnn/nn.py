@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,11 +18,23 @@ import numpy as np
 from .arguments import integer, number, probability
 from .backends import add_product, scaled_exponentials, softmax_sums
 from .errors import DtypeError, OptionError, ShapeError, UsageError
-from .module import Block, Module, Parameter, as_array, as_dtype, generator
+from .module import Block, Module, Parameter, as_array, as_dtype, dropout_mask, generator
 
 __all__ = ["MSE", "CrossEntropy", "Dropout", "Embedding", "Linear", "Sequential", "log_softmax", "sample", "softmax"]
 
 AnySingle = TypeVar("AnySingle", bound="Single")
+AnyCall = TypeVar("AnyCall", bound=Callable[..., Any])
+
+
+def in_silence(function: AnyCall) -> AnyCall:
+    """NaN and infinity pass through the function without comment, whatever the caller has NumPy do about them."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
 
 
 class Single(Module):
@@ -29,7 +42,8 @@ class Single(Module):
 
     In training mode every call is kept, and `backward` goes back through the latest that is left, so that a loop of
     calls is undone by a loop of as many backward; a change of the parameters, a call in evaluation mode, `train()` and
-    `eval()` drop them. Inputs are kept as they are: do not write to them in between.
+    `eval()` drop them. So who calls in training mode and never goes back, to have dropout in predictions, calls
+    `train()` before each. Inputs are kept as they are: do not write to them in between.
     """
 
     block: Block | None = None  # of the weight
@@ -135,6 +149,7 @@ class Embedding(Single):
         self._keep(rows)
         return self._weight().take(rows, axis=0)
 
+    @in_silence
     def backward(self, dy: Any) -> None:
         """dy [..., E]; adds to the weight's gradient, the rows of an index that came twice too."""
         indices = self._latest()
@@ -254,6 +269,7 @@ class Dropout(Single):
         super().__init__()
         self.p, self.locked, self.seed, self._random = probability("p", p), bool(locked), seed, generator(seed)
 
+    @in_silence
     def forward(self, x: Any) -> np.ndarray:
         """x to y, of one shape."""
         x = _floats(x, "x")
@@ -262,11 +278,11 @@ class Dropout(Single):
         mask = None
         if self.training and self.p:
             shape = (1, *x.shape[1:]) if self.locked else x.shape
-            kept = self._random.random(shape, x.dtype) >= self.p  # type: ignore[arg-type]
-            mask = np.multiply(kept, 1 / (1 - self.p) if self.p < 1 else 0.0, dtype=x.dtype)
+            mask = dropout_mask(self._random, shape, self.p, x.dtype)
         self._keep((x.shape, x.dtype, mask))
         return x if mask is None else x * mask
 
+    @in_silence
     def backward(self, dy: Any) -> np.ndarray:
         """dy to dx, of x's shape."""
         shape, dtype, mask = self._latest()
@@ -348,8 +364,10 @@ class CrossEntropy:
         self.ignore_index = integer("ignore_index", ignore_index)
         self._call: tuple[np.ndarray, ...] | None = None
 
+    @in_silence
     def forward(self, logits: Any, targets: Any) -> float:
         """The loss."""
+        self._call = None
         logits = _floats(logits, "logits")
         targets = _integers(targets, "targets")
         if not logits.ndim or logits.shape[:-1] != targets.shape:
@@ -362,8 +380,7 @@ class CrossEntropy:
         counted = np.flatnonzero(counted)
         peak, norm = softmax_sums(rows)
         self._call = logits, which, counted, peak, norm
-        with np.errstate(invalid="ignore"):  # inf - inf: nan, as it should be
-            losses = np.log(norm[counted, 0]) - (rows[counted, which[counted]] - peak[counted, 0])
+        losses = np.log(norm[counted, 0]) - (rows[counted, which[counted]] - peak[counted, 0])
         total = float(losses.sum(dtype=np.float64))
         if self.reduction == "sum":
             return total
@@ -371,6 +388,7 @@ class CrossEntropy:
 
     __call__ = forward
 
+    @in_silence
     def backward(self, dloss: float = 1.0) -> np.ndarray:
         """dlogits [..., V], times the gradient of the loss itself where that is not 1."""
         if self._call is None:
@@ -404,8 +422,10 @@ class MSE:
         self.reduction = _reduction(reduction)
         self._error: np.ndarray | None = None
 
+    @in_silence
     def forward(self, y: Any, target: Any) -> float:
         """The loss."""
+        self._error = None
         y = _floats(y, "y")
         target = as_array(target, y.dtype, "target")
         if target.shape != y.shape:
@@ -418,6 +438,7 @@ class MSE:
 
     __call__ = forward
 
+    @in_silence
     def backward(self, dloss: float = 1.0) -> np.ndarray:
         """dy, times the gradient of the loss itself where that is not 1."""
         if self._error is None:
@@ -434,6 +455,7 @@ class MSE:
 # ---------------------------------------------------------------- functions
 
 
+@in_silence
 def softmax(x: Any) -> np.ndarray:
     """exp(x) / sum(exp(x)) over the last axis, with no overflow for large x. float64 stays so, the rest is float32.
 
@@ -441,16 +463,15 @@ def softmax(x: Any) -> np.ndarray:
     """
     x, peak, norm = _softmax_sums(x)
     y = np.empty_like(x)
-    with np.errstate(divide="ignore"):  # V = 0
-        scaled_exponentials(_rows(x), peak, 1 / norm, _rows(y))
+    scaled_exponentials(_rows(x), peak, 1 / norm, _rows(y))
     return y
 
 
+@in_silence
 def log_softmax(x: Any) -> np.ndarray:
     """x - log(sum(exp(x))) over the last axis, with no overflow for large x and no log of 0 for small."""
     x, peak, norm = _softmax_sums(x)
-    with np.errstate(invalid="ignore", divide="ignore"):  # inf - inf: nan, as it should be; V = 0
-        return (_rows(x) - peak - np.log(norm)).reshape(x.shape)
+    return (_rows(x) - peak - np.log(norm)).reshape(x.shape)
 
 
 def _softmax_sums(x: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -461,6 +482,7 @@ def _softmax_sums(x: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return x, *softmax_sums(_rows(x))
 
 
+@in_silence
 def sample(logits: Any, temperature: float = 1.0, top_k: int | None = None, rng: Any = None) -> np.ndarray:
     """Draw from softmax(logits / temperature): logits [..., V] to indices [...], int64.
 
@@ -485,8 +507,7 @@ def sample(logits: Any, temperature: float = 1.0, top_k: int | None = None, rng:
         return x.argmax(-1)
     if top_k is not None and top_k < x.shape[-1]:
         np.put_along_axis(x, x.argpartition(-top_k, -1)[..., :-top_k], -np.inf, -1)
-    with np.errstate(over="ignore"):  # a difference over a tiny temperature: -inf, which exp takes to 0
-        share = np.exp((x - peak) / temperature).cumsum(-1)
+    share = np.exp((x - peak) / temperature).cumsum(-1)
     # Inverse of the distribution: the first index whose cumulated share exceeds a point within the total.
     point = random.random(peak.shape) * share[..., -1:]
     return (share > point).argmax(-1)
@@ -497,7 +518,8 @@ def sample(logits: Any, temperature: float = 1.0, top_k: int | None = None, rng:
 
 def _floats(value: Any, what: str) -> np.ndarray:
     """`value` as a contiguous array, float64 where it is that, else float32."""
-    double = str(getattr(value, "dtype", "")).endswith("float64")
+    dtype = getattr(value, "dtype", None)
+    double = str(getattr(dtype, "name", dtype)).endswith("float64")
     return as_array(value, np.dtype(np.float64 if double else np.float32), what)
 
 

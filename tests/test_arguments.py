@@ -41,7 +41,7 @@ def test_numbers_of_which_little_is_asked():
 def test_what_is_no_number(value):
     with pytest.raises(OptionError, match="a must be a number, not "):
         number("a", value)
-    with pytest.raises(OptionError, match="a must be a probability, a number within 0..1, not "):
+    with pytest.raises(OptionError, match=r"a must be a probability, a number within 0\.\.1, not "):
         probability("a", value)
 
 

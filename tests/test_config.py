@@ -58,6 +58,11 @@ def test_threads_are_set_and_bounded_by_the_machine():
 
 def test_threads_without_the_c_library(monkeypatch):
     monkeypatch.setattr(load("c"), "missing", lambda: "it was not built")
+    if "numba" in fastrnn.backends():
+        monkeypatch.setattr(load("numba"), "_threads", None)
+        fastrnn.set_num_threads(1)
+        assert fastrnn.get_num_threads() == 1
+    monkeypatch.setattr(load("numba"), "missing", lambda: "it is not installed")
     assert fastrnn.get_num_threads() == 1
     with pytest.warns(FastrnnWarning, match="changes nothing: it was not built"):
         fastrnn.set_num_threads(2)

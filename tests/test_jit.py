@@ -214,7 +214,7 @@ def test_a_type_is_compiled_once(dtype: Any, monkeypatch: pytest.MonkeyPatch) ->
     run(jit, (case := Case("rnn", CELLS["rnn"], SHAPES[0])), arrays(case, dtype))
     compiled = len(K.forward.signatures), len(K.backward.signatures)
     assert max(compiled) <= len(DTYPES)
-    monkeypatch.setattr(jit, "num_threads", lambda: 2)
+    monkeypatch.setattr(jit, "get_num_threads", lambda: 2)
     for shared in (jit.SHARED, 0):
         monkeypatch.setattr(jit, "SHARED", shared)
         for name, cell in CELLS.items():
@@ -286,7 +286,7 @@ def test_threads(name: str, shape: Shape, monkeypatch: pytest.MonkeyPatch) -> No
     wanted = run(jit, case, given)
     monkeypatch.setattr(jit, "SHARED", 0)
     for n in (2, 3, 8):
-        monkeypatch.setattr(jit, "num_threads", lambda n=n: n)
+        monkeypatch.setattr(jit, "get_num_threads", lambda n=n: n)
         for key, array in run(jit, case, given).items():
             assert same_bits(array, wanted[key]), f"{key} on {n} threads"
 
@@ -297,7 +297,7 @@ def test_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     assert jit.Shares(stack, 5, None, 3).threads == 1
     monkeypatch.setattr(jit, "SHARED", 0)
     for n in (1, 2, 5, 40):
-        monkeypatch.setattr(jit, "num_threads", lambda n=n: n)
+        monkeypatch.setattr(jit, "get_num_threads", lambda n=n: n)
         for lengths in (None, np.array([3, 0, 5, 5, 1, 2, 4])):
             shares = jit.Shares(stack, 5, lengths, 7)
             for d in range(2):
@@ -314,7 +314,7 @@ def test_an_error_in_a_thread_is_the_callers(monkeypatch: pytest.MonkeyPatch) ->
         raise MemoryError("here")
 
     monkeypatch.setattr(jit, "SHARED", 0)
-    monkeypatch.setattr(jit, "num_threads", lambda: 2)
+    monkeypatch.setattr(jit, "get_num_threads", lambda: 2)
     monkeypatch.setattr(jit, "_work", fail)
     case = Case("lstm", CELLS["lstm"], SHAPES[3])
     with pytest.raises(MemoryError, match="here"):
@@ -324,16 +324,57 @@ def test_an_error_in_a_thread_is_the_callers(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     native = SimpleNamespace(missing=lambda: None, get_num_threads=lambda: 7)
     monkeypatch.setattr(jit, "load", lambda name: native)
-    assert jit.num_threads() == jit.describe()["threads"] == 7
+    assert jit.get_num_threads() == jit.describe()["threads"] == 7
     native.missing = lambda: "not built"
-    monkeypatch.setenv("FASTRNN_NUM_THREADS", "3")
-    assert jit.num_threads() == 3
+    granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    for given in (1, 64):  # never more than are granted
+        monkeypatch.setenv("FASTRNN_NUM_THREADS", str(given))
+        assert jit.get_num_threads() == min(given, granted)
     for wrong in ("0", "-1", "two", "1.5"):
         monkeypatch.setenv("FASTRNN_NUM_THREADS", wrong)
         with pytest.raises(OptionError, match=f"must be an integer >= 1, not '{wrong}'"):
-            jit.num_threads()
+            jit.get_num_threads()
     monkeypatch.delenv("FASTRNN_NUM_THREADS")
-    assert jit.num_threads() >= 1
+    assert jit.get_num_threads() == granted
+    monkeypatch.setattr(jit, "_threads", None)
+    for n in (1, 64):
+        jit.set_num_threads(n)
+        assert jit.get_num_threads() == min(n, granted)
+
+
+def test_a_thread_that_outlives_the_main_one_is_served() -> None:
+    """When Python ends, which waits for such threads, its executors take no more work."""
+    assert python(
+        "import threading, time, numpy as np, fastrnn\n"
+        "from fastrnn.backends import jit\n"
+        "jit.SHARED, jit.get_num_threads = 0, lambda: 2\n"
+        "layer, x = fastrnn.LSTM(3, 4, backend='numba', seed=0), np.ones((5, 6, 3), np.float32)\n"
+        "wanted = layer(x)[0]\n"
+        "def late():\n"
+        "    threading.main_thread().join()\n"
+        "    time.sleep(0.2)\n"
+        "    print('true' if np.array_equal(layer(x)[0], wanted) else 'false')\n"
+        "threading.Thread(target=late).start()\n"
+    )
+
+
+@pytest.mark.parametrize("how", ["raise ImportError('it needs an older NumPy')", "class config: DISABLE_JIT = 1"])
+def test_a_numba_that_cannot_compile_is_passed_over(how: str, tmp_path: Path) -> None:
+    (tmp_path / "numba").mkdir()
+    (tmp_path / "numba" / "__init__.py").write_text(how + "\n")
+    told, refused = python(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import json, warnings, numpy as np, fastrnn\n"
+        "fastrnn.backends.__globals__['load']('c').missing = lambda: 'it was not built'\n"
+        "with warnings.catch_warnings(record=True) as told:\n"
+        "    warnings.simplefilter('always')\n"
+        "    fastrnn.RNN(2, 3)(np.zeros((4, 2)))\n"
+        "try: fastrnn.RNN(2, 3, backend='numba')(np.zeros((4, 2)))\n"
+        "except fastrnn.BackendError as error: refused = str(error)\n"
+        "print(json.dumps([[str(w.message) for w in told], refused]))"
+    )
+    assert any("'numba' is not used: " in line for line in told)
+    assert "cannot run here" in refused
 
 
 # ---- imports and the cache on disk -----------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 """The layers and cells: PyTorch is the oracle for what they compute, a table for what they refuse."""
 
 import copy
+import os
 import pickle
 
 import numpy as np
 import pytest
 
 import fastrnn
+from fastrnn.backends import forced
 from fastrnn.cell import Cell
 from fastrnn.errors import (
     BackendError,
@@ -814,3 +816,45 @@ def test_backend_that_cannot_is_refused_at_once(monkeypatch):
     monkeypatch.setattr(load("numba"), "missing", lambda: "it is not here")
     with pytest.raises(BackendError, match="it is not here"):
         fastrnn.GRU(2, 3, backend="numba")
+
+
+def test_blocks_that_force_a_backend_may_overlap():
+    """As those of two threads do: the one that began last counts, and in the end nothing is forced."""
+    first, last = fastrnn.use_backend("numpy"), None
+    with first:
+        last = fastrnn.use_backend(None)
+        last.__enter__()
+    assert forced() == os.environ.get("FASTRNN_BACKEND")
+    last.__exit__()
+    assert forced() == os.environ.get("FASTRNN_BACKEND")
+    first.__enter__()
+    assert forced() == "numpy"
+    first.__exit__()
+    with pytest.raises(TypeError):
+        fastrnn.use_backend("numpy")(len)
+    fastrnn.use_backend(None)
+
+
+@pytest.mark.parametrize("name", [["c"], "", 3, "torch"])
+def test_a_backend_that_does_not_exist(name):
+    with pytest.raises(OptionError, match="unknown backend"):
+        fastrnn.LSTM(2, 3, backend=name)
+    with pytest.raises(OptionError, match="unknown backend"):
+        fastrnn.use_backend(name)
+
+
+def test_warnings_point_to_the_line_that_asked():
+    with pytest.warns(FastrnnWarning, match="dropout=0.5 does nothing") as told:
+        fastrnn.LSTM(2, 3, dropout=0.5)
+    assert told[0].filename == __file__
+    with pytest.warns(FastrnnWarning, match="dropout=0.5 does nothing") as told:
+        Layer.from_cell(Cell("lstm"), 2, 3, dropout=0.5)
+    assert told[0].filename == __file__
+
+
+def test_a_packed_sequence_is_told_of_lengths():
+    class Packed:
+        batch_sizes = data = None
+
+    with pytest.raises(DtypeError, match="x is a PackedSequence: give the padded array, and lengths="):
+        fastrnn.GRU(2, 3)(Packed())

@@ -1,12 +1,13 @@
 """The language model: its gradients, its carried state, its text in and out, and what it refuses."""
 
+import itertools
 import math
 import pickle
 
 import numpy as np
 import pytest
 
-from fastrnn import optim
+from fastrnn import nn, optim
 from fastrnn.errors import DtypeError, OptionError, ShapeError, UsageError
 from fastrnn.lm import EOS, UNK, LanguageModel, Score, Vocabulary, batches, load, save
 
@@ -390,7 +391,7 @@ def test_a_model_on_disk(tmp_path):
     save(path, model, vocabulary)
     again, words = load(path, backend="numpy")
     assert words == vocabulary
-    text = "num_layers=2, cell='gru', dropout=0.5, tied=True, seed=0, dtype='float64', backend='numpy'"
+    text = "num_layers=2, cell='gru', dropout=0.5, tied=True, dtype='float64', backend='numpy'"
     assert repr(again) == f"LanguageModel({len(vocabulary)}, 4, 4, {text})"
     assert again.num_parameters == model.num_parameters
     stream = vocabulary.encode(TEXT)
@@ -404,6 +405,39 @@ def test_a_model_of_sizes_that_numpy_counted(tmp_path):
     again, _ = load(tmp_path / "model")
     assert (again.rnn.hidden_size, again.rnn.num_layers, again.dropout.p) == (6, 2, 0.25)
     assert again.score(stream).nats == model.score(stream).nats
+
+
+@pytest.mark.parametrize("bits", [np.random.PCG64, np.random.MT19937])
+def test_training_goes_on_after_a_load_as_without(bits, tmp_path):
+    """With dropout, to the bit: its generator's state is in the file."""
+
+    def train(model, optimizer, steps):
+        state = None
+        for inputs, targets in itertools.islice(batches(np.arange(400) % 5, 4, 8), steps):
+            optimizer.zero_grad()
+            _, state = model.loss(inputs, targets, state)
+            model.backward()
+            optimizer.step()
+        return model.state_dict()
+
+    model = LanguageModel(5, 6, 6, 2, dropout=0.4, seed=np.random.Generator(bits(0))).train()
+    optimizer = optim.Adam(model)
+    train(model, optimizer, 3)
+    save(tmp_path / "model", model, Vocabulary.characters("abcde"))
+    again, _ = load(tmp_path / "model")
+    resumed = optim.Adam(again)
+    resumed.load_state_dict(optimizer.state_dict())
+    one, other = train(model, optimizer, 5), train(again.train(), resumed, 5)
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_what_cannot_be_saved(tmp_path):
+    model = tiny()
+    with pytest.raises(OptionError, match=r"must have the model's \d+ tokens, not 2"):
+        save(tmp_path / "model", model, Vocabulary.characters("ab"))
+    with pytest.raises(DtypeError, match="model must be a LanguageModel, not Linear"):
+        save(tmp_path / "model", nn.Linear(2, 3), Vocabulary.characters("ab"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x05\x06" + bytes(18), "npz", "npy"], ids=str)
@@ -426,3 +460,14 @@ def test_a_pickled_model_is_the_same():
     model = tiny()
     again = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(again(tokens(4, 2))[0], model(tokens(4, 2))[0])
+
+
+def test_a_token_is_no_negative_number():
+    """-100 least of all, which as a target would not count."""
+    for call in (
+        lambda: tiny().score([1, 2, -100]),
+        lambda: batches([0, -1, 2], 1, 2),
+        lambda: tiny().generate([-1], 1),
+    ):
+        with pytest.raises(ShapeError, match=r"tokens must be >= 0, not -1"):
+            call()

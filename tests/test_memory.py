@@ -7,6 +7,7 @@ import mmap
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -135,3 +136,21 @@ def test_ten_thousand_shapes_leave_nothing_behind(train: bool) -> None:
     alone = {"FASTRNN_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TRIM_THRESHOLD_": "65536"}
     (grown,) = in_a_process(f"print(test_memory.growth_by_shapes({train}))", **alone)
     assert grown < 2**18
+
+
+@pytest.mark.parametrize("backend", fastrnn.backends())
+def test_a_layer_is_freed_with_its_last_reference(backend):
+    """Without a collector of cycles: what is packed of its parameters, and kept with them, does not hold them."""
+    gc.collect()
+    gc.disable()
+    try:
+        layer = fastrnn.LSTM(3, 4, backend=backend, seed=0).train()
+        y, _ = layer(np.ones((5, 2, 3), np.float32))
+        layer.backward(y)
+        layer(y[..., :3])
+        layer.stream().step(np.ones((1, 3), np.float32))
+        held = [weakref.ref(layer), weakref.ref(layer.block)]
+        del layer
+        assert [ref() for ref in held] == [None, None]
+    finally:
+        gc.enable()

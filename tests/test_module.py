@@ -1,13 +1,15 @@
 """Parameters, blocks and modules: what can be read and written, what moves the version, what is saved and loaded."""
 
 import copy
+import errno
+import operator
 import os
 import pickle
 
 import numpy as np
 import pytest
 
-from fastrnn.errors import DtypeError, OptionError, OutOfMemoryError, ShapeError
+from fastrnn.errors import DtypeError, FastrnnError, OptionError, OutOfMemoryError, ShapeError
 from fastrnn.module import Block, Module, Parameter, as_array, as_dtype, generator, replacing
 from fastrnn.nn import Sequential
 
@@ -484,6 +486,27 @@ def test_save_and_load(tmp_path):
         net.load(tmp_path / "no.npz")
 
 
+def test_a_damaged_file_is_told_from_a_missing_one(tmp_path):
+    net, path = Net(), tmp_path / "net.npz"
+    np.savez_compressed(path, **net.state_dict())
+    whole, before = path.read_bytes(), net.state_dict()
+    random = np.random.default_rng(0)
+    told = 0
+    for _ in range(300):
+        broken = bytearray(whole)
+        for place in random.integers(0, len(whole), 3):
+            broken[place] = random.integers(256)
+        path.write_bytes(broken)
+        try:
+            net.load(path)
+        except FastrnnError:
+            told += 1
+    assert told > 100
+    path.write_bytes(whole)
+    net.load(path)
+    assert all(np.array_equal(before[name], value) for name, value in net.state_dict().items())
+
+
 def test_what_was_there_is_replaced_once_the_new_is_whole(tmp_path):
     path, link = tmp_path / "model.npz", tmp_path / "link"
     path.write_bytes(b"before")
@@ -506,6 +529,55 @@ def test_what_was_there_is_replaced_once_the_new_is_whole(tmp_path):
         pass
     with pytest.raises(IsADirectoryError), replacing(tmp_path):
         pass
+    long = tmp_path / ("n" * 250)
+    with replacing(long) as file:
+        file.write(b"as long as a name may be")
+    assert long.stat().st_size == 24
+
+
+def test_what_cannot_be_replaced_is_written_to(tmp_path, monkeypatch):
+    """Such as a file that is mounted by itself."""
+    path = tmp_path / "model.npz"
+    path.write_bytes(b"before")
+
+    def busy(spare, path):
+        raise OSError(errno.EBUSY, "busy", path)
+
+    monkeypatch.setattr(os, "replace", busy)
+    with replacing(path) as file:
+        file.write(b"after")
+    assert path.read_bytes() == b"after" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="may write to anything")
+def test_what_is_write_protected_stays(tmp_path):
+    path = tmp_path / "model.npz"
+    path.write_bytes(b"before")
+    path.chmod(0o444)
+    with pytest.raises(PermissionError), replacing(path):
+        pass
+    assert path.read_bytes() == b"before"
+
+
+# ---------------------------------------------------------------- None
+
+
+def test_none_is_no_gradient_and_no_parameter():
+    linear = Linear()
+    linear.weight.grad = 3
+    linear.weight.grad = None
+    assert not linear.weight.grad.any()
+    linear.params.grad = 3
+    linear.zero_grad(set_to_none=True)
+    assert not linear.params.grad.any()
+    linear.params.grad = 3
+    linear.params.grad = None
+    assert not linear.params.grad.any()
+    before = linear.state_dict()
+    for write in (lambda: operator.setitem(linear.weight, ..., None), lambda: linear.weight.fill(None)):
+        with pytest.raises(DtypeError, match="cannot be set to None"):
+            write()
+    assert all(np.array_equal(before[name], value) for name, value in linear.state_dict().items())
 
 
 # ---------------------------------------------------------------- arrays in

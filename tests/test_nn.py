@@ -582,3 +582,50 @@ def test_repr_is_the_call(call):
 
 def test_repr_of_a_tie():
     assert repr(nn.Linear(3, 5, bias=False, weight=nn.Embedding(5, 3).weight)) == "Linear(3, 5, bias=False, weight=...)"
+
+
+# ---------------------------------------------------------------- what passes through
+
+
+@pytest.mark.parametrize("backend", ["c", "numpy"])
+def test_nan_and_infinity_pass_through_in_silence(backend):
+    if backend not in fastrnn.backends():
+        pytest.skip(f"no backend {backend!r} here")
+    x = np.array([[np.inf, 1e30, -np.inf], [np.nan, 0.0, -200.0], [0.0, -200.0, -1e5]], np.float32)
+    dropout, linear, embedding = nn.Dropout(0.5, seed=0).train(), nn.Linear(3, 3).train(), nn.Embedding(3, 3).train()
+    cross_entropy, mse = nn.CrossEntropy(), nn.MSE()
+    with np.errstate(all="raise"), fastrnn.use_backend(backend):
+        dropout(x), linear(x), embedding([0, 0, 1])
+        for part in (dropout, linear, embedding):
+            part.backward(x)
+        assert math.isnan(cross_entropy(x, [0, 1, 2]))
+        assert np.isfinite(cross_entropy.backward()[2]).all()
+        assert math.isnan(mse(x, x[::-1]))
+        mse.backward()
+        assert np.isfinite(nn.softmax(x)[2]).all() and np.isfinite(nn.log_softmax(x)[2]).all()
+        nn.sample(x[2], 1e-3)
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropy(), nn.MSE()], ids=repr)
+def test_nothing_is_left_of_a_loss_that_failed(loss):
+    y = np.zeros((2, 3))
+    loss(y, np.zeros((2, 3)) if isinstance(loss, nn.MSE) else [0, 1])
+    with pytest.raises(ShapeError):
+        loss(y, np.zeros((3, 3), int))
+    with pytest.raises(UsageError, match="no call to go back through"):
+        loss.backward()
+
+
+def test_a_float64_of_any_byte_order_stays_one():
+    x = np.array([1e300, 2e300]).astype(">f8")
+    assert nn.softmax(x).dtype == np.float64
+    np.testing.assert_array_equal(nn.softmax(x), [0, 1])
+
+
+def test_a_gradient_of_the_loss_may_be_an_array_without_axes():
+    loss, y = nn.MSE("sum"), np.ones(2)
+    gradients = []
+    for dloss in (3, np.array(3.0), np.float32(3)):
+        loss(y, np.zeros(2))
+        gradients.append(loss.backward(dloss).tolist())
+    assert gradients == [[6, 6]] * 3

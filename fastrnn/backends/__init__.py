@@ -4,6 +4,7 @@ Every backend is a module with these names, and the three of them are interchang
 
     missing() -> str | None            why it cannot run on this machine, or None
     unsupported(cell) -> str | None    why it cannot run this cell, or None
+    broken() -> str | None             why it cannot after all, asked when a call is about to run: it may import much
     describe() -> dict                 what `fastrnn.show_config()` prints of it
     forward(cell, params, x, state, lengths, train, *, masks=None, cells=None) -> y, state, tape
     backward(tape, dy, dstate, dparams=None)                                   -> dx, dstate0, dparams
@@ -33,9 +34,7 @@ from __future__ import annotations
 
 import importlib
 import os
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -43,11 +42,11 @@ from typing import Any
 import numpy as np
 
 from ..cell import Cell
-from ..errors import BackendError, FastrnnWarning, OptionError
+from ..errors import BackendError, OptionError, OutOfMemoryError, warn
 
 __all__ = [
-    "Gradients", "LayerTape", "add_product", "backends", "c_kernels", "choose", "scaled_exponentials", "softmax_sums",
-    "use_backend",
+    "Gradients", "LayerTape", "add_product", "backends", "c_kernels", "choose", "empty", "scaled_exponentials",
+    "softmax_sums", "threads_from_environment", "use_backend",
 ]  # fmt: skip
 
 CHUNK = 1 << 19  # bytes of rows that NumPy works on at a time: they and their exponentials stay in a core's cache
@@ -91,6 +90,7 @@ class LayerTape:
 
 _loaded: dict[str, ModuleType] = {}
 _forced: str | None = None
+_blocks: list[use_backend] = []  # those that run, the last to begin last
 _announced: set[tuple[str, str]] = set()
 # To say that a name is not in it, os.environ takes a tenth of a small call; its dictionary, a twentieth of that.
 _inside: Any = getattr(os.environ, "_data", None) if os.name == "posix" else None
@@ -99,8 +99,8 @@ _environment, _variable = (os.environ, "FASTRNN_BACKEND") if _inside is None els
 
 def load(name: str) -> ModuleType:
     """The backend's module; OptionError for a name that does not exist."""
-    if name not in _loaded:
-        if name not in REGISTRY:
+    if not isinstance(name, str) or name not in _loaded:
+        if not isinstance(name, str) or name not in REGISTRY:
             raise OptionError(f"unknown backend {name!r}; there are {', '.join(map(repr, REGISTRY))}")
         _loaded[name] = importlib.import_module("." + REGISTRY[name], __name__)
     return _loaded[name]
@@ -111,33 +111,42 @@ def backends() -> list[str]:
     return [name for name in REGISTRY if load(name).missing() is None]
 
 
-def use_backend(name: str | None) -> Any:
-    """Force a backend for every call that names none; None gives the choice back.
+class use_backend:
+    """Force a backend for every call that names none, in all threads; None gives the choice back.
 
-    Also a context manager, which restores what was in force before:
-    `with fastrnn.use_backend("numpy"): ...`. Raises OptionError for a name that does not exist and
-    BackendError for one that cannot run here.
+    Also a context manager, for as long as a block runs: `with fastrnn.use_backend("numpy"): ...`; of blocks that
+    overlap, the one that began last counts. Raises OptionError for a name that does not exist and BackendError for one
+    that cannot run here.
     """
-    global _forced
-    if name is not None:
-        _working(name)
-    before, _forced = _forced, name
-    return _restore(before)
 
+    def __init__(self, name: str | None) -> None:
+        global _forced
+        if name is not None:
+            _working(name)
+        self.name, self._before = name, _forced
+        _forced = name
 
-@contextmanager
-def _restore(before: str | None) -> Iterator[None]:
-    global _forced
-    try:
-        yield
-    finally:
-        _forced = before
+    def __enter__(self) -> None:
+        global _forced
+        _forced = self._before
+        _blocks.append(self)
+
+    def __exit__(self, *exception: object) -> None:
+        _blocks.remove(self)
 
 
 def forced() -> str | None:
     """The backend in force: use_backend's, else the environment's FASTRNN_BACKEND, else None."""
-    name = _forced or _environment.get(_variable)
+    name = (_blocks[-1].name if _blocks else _forced) or _environment.get(_variable)
     return os.fsdecode(name) if name else None
+
+
+def threads_from_environment() -> int | None:
+    """FASTRNN_NUM_THREADS, where it is set; OptionError where that is no number of threads."""
+    given = os.environ.get("FASTRNN_NUM_THREADS")
+    if given and (not given.strip().isdecimal() or int(given) < 1):
+        raise OptionError(f"FASTRNN_NUM_THREADS must be an integer >= 1, not {given!r}")
+    return int(given) if given else None
 
 
 def choose(cell: Cell, backend: str | None = None) -> ModuleType:
@@ -146,7 +155,7 @@ def choose(cell: Cell, backend: str | None = None) -> ModuleType:
     A cell that the preferred backend cannot run goes to the next, with one FastrnnWarning. Raises BackendError
     where the backend named or in force cannot run here or cannot run the cell.
     """
-    name = backend or forced()
+    name = forced() if backend is None else backend
     if name is not None:
         module = _working(name)
         if reason := module.unsupported(cell):
@@ -154,11 +163,19 @@ def choose(cell: Cell, backend: str | None = None) -> ModuleType:
         return module
     for name in REGISTRY:
         module = _loaded.get(name) or load(name)
-        if reason := module.missing() or module.unsupported(cell):
+        if reason := module.missing() or module.unsupported(cell) or module.broken():
             _announce(name, reason)
         else:
             return module
     raise AssertionError("the NumPy backend runs every cell")
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array of any content; OutOfMemoryError where there is no room for it."""
+    try:
+        return np.empty(shape, dtype)
+    except (MemoryError, ValueError) as error:
+        raise OutOfMemoryError(f"an array {list(shape)} of {dtype} could not be allocated") from error
 
 
 def add_product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
@@ -172,7 +189,8 @@ def add_product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     if native is not None:
         native.add_product(a, b, out)
     else:
-        out += a @ b
+        with np.errstate(all="ignore"):
+            out += a @ b
 
 
 def softmax_sums(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -187,7 +205,7 @@ def softmax_sums(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return peak, norm
     chunks = _chunks(x)
     spare = np.empty_like(x[chunks[0]]) if chunks else x
-    with np.errstate(invalid="ignore"):  # inf - inf: nan, as it should be
+    with np.errstate(all="ignore"):
         for part in chunks:
             x[part].max(-1, keepdims=True, out=peak[part], initial=-np.inf)
             e = np.subtract(x[part], peak[part], out=spare[: part.stop - part.start])
@@ -201,7 +219,7 @@ def scaled_exponentials(x: np.ndarray, peak: np.ndarray, factor: np.ndarray, out
     if native is not None:
         native.scaled_exponentials(x, peak, factor, out)
         return
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
         for part in _chunks(x):
             d = out[part]
             np.exp(np.subtract(x[part], peak[part], out=d), out=d)
@@ -229,5 +247,5 @@ def _working(name: str) -> ModuleType:
 
 def _announce(name: str, reason: str) -> None:
     if (name, reason) not in _announced:
+        warn(f"backend {name!r} is not used: {reason}")
         _announced.add((name, reason))
-        warnings.warn(f"backend {name!r} is not used: {reason}", FastrnnWarning, stacklevel=4)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -23,14 +23,16 @@ from typing import Any
 import numpy as np
 
 from ..cell import Cell, Stack
-from ..errors import OptionError, OutOfMemoryError
-from . import LayerTape, load
+from ..errors import BackendError
+from . import LayerTape, empty, load, threads_from_environment
 from ._sequence import reverse_rows
 
 Array = np.ndarray
 
 CHUNK = 48  # rows of x, of all steps together, that go through W_ih at once
 SHARED = 1e7  # multiply-adds: below this a thread costs more than it brings
+
+_threads: int | None = None  # by set_num_threads
 
 
 # ---- the registry's questions ----------------------------------------------------------------------------------------
@@ -41,31 +43,45 @@ def missing() -> str | None:
     return None if find_spec("numba") else 'numba is not installed (pip install "fastrnn[numba]")'
 
 
+@cache
+def broken() -> str | None:
+    """Why numba, which is there, cannot compile."""
+    try:
+        from numba import config
+    except Exception as error:  # of a NumPy newer than it knows, among others
+        return f"numba cannot be imported: {error}"
+    return "NUMBA_DISABLE_JIT is set" if config.DISABLE_JIT else None
+
+
 def unsupported(cell: Cell) -> None:
     """Every cell is supported."""
 
 
 def describe() -> dict[str, Any]:
     """Versions, and the number of threads."""
-    return {"numba": version("numba"), "llvmlite": version("llvmlite"), "threads": num_threads()}
+    return {"numba": version("numba"), "llvmlite": version("llvmlite"), "threads": get_num_threads()}
 
 
-def num_threads() -> int:
-    """As many as the C backend; where it is not built, FASTRNN_NUM_THREADS or what this process may run on."""
+def get_num_threads() -> int:
+    """As many as the C backend; where it is not built, what was set, or else what this process may run on."""
     native = load("c")
     if native.missing() is None:
         return int(native.get_num_threads())
-    given = os.environ.get("FASTRNN_NUM_THREADS")
-    if given:
-        if not given.strip().isdecimal() or int(given) < 1:
-            raise OptionError(f"FASTRNN_NUM_THREADS must be an integer >= 1, not {given!r}")
-        return int(given)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_threads or threads_from_environment() or granted, granted)
+
+
+def set_num_threads(n: int) -> None:
+    """As many from the next call on, where the C backend is not built; no more than this process may run on."""
+    global _threads
+    _threads = n
 
 
 @cache
 def kernels() -> ModuleType:
-    """The compiled half."""
+    """The compiled half; BackendError where there can be none."""
+    if reason := broken():
+        raise BackendError(f"backend 'numba' cannot run here: {reason}")
     from . import _jit_kernels
 
     return _jit_kernels
@@ -100,7 +116,7 @@ class Packed:
             numbers=np.array(numbers, dtype),
         )
         self.acts.numbers[2:, 2] = np.inf  # an LSTM's output activation is not bounded
-        self.params = params
+        # Without the parameters themselves: their block keeps this, and neither could be freed.
         self._forward: list[Any] | None = None
         self._backward: list[Any] | None = None
 
@@ -115,24 +131,22 @@ class Packed:
             found = cache["numba"] = cls(cell, params)
         return found
 
-    @property
-    def forward(self) -> list[Any]:
+    def forward(self, params: Mapping[str, Any]) -> list[Any]:
         """For each layer and direction the kernels' Weights for the way there."""
         if self._forward is None:
-            self._forward = [self._there(suffix) for suffix in self.stack.suffixes]
+            self._forward = [self._there(params, suffix) for suffix in self.stack.suffixes]
         return self._forward
 
-    @property
-    def backward(self) -> list[Any]:
+    def backward(self, params: Mapping[str, Any]) -> list[Any]:
         """For each layer and direction the kernels' Weights for the way back."""
         if self._backward is None:
-            self._backward = [self._back(suffix) for suffix in self.stack.suffixes]
+            self._backward = [self._back(params, suffix) for suffix in self.stack.suffixes]
         return self._backward
 
-    def array(self, name: str, suffix: str) -> Array:
-        """A parameter, or none of it where the cell has no such."""
-        name += suffix
-        return np.asarray(self.params[name]) if name in self.stack.shapes else np.zeros(0, self.dtype)
+    def _arrays(self, params: Mapping[str, Any], suffix: str, *names: str) -> list[Array]:
+        """Parameters, or none of one that the cell has not."""
+        found = (name + suffix for name in names)
+        return [np.asarray(params[name]) if name in self.stack.shapes else np.zeros(0, self.dtype) for name in found]
 
     def _spread(self, rows: Array) -> Array:
         """[gates * H, ...] with each gate's rows rounded up to U by zeros."""
@@ -141,10 +155,10 @@ class Packed:
         spread[:, :H] = rows.reshape(len(spread), H, *rows.shape[1:])
         return spread.reshape(len(spread) * self.U, *rows.shape[1:])
 
-    def _there(self, suffix: str) -> Any:
+    def _there(self, params: Mapping[str, Any], suffix: str) -> Any:
         K, cell, H = kernels(), self.stack.cell, self.stack.hidden_size
-        w_hh, w_ch, w_hr = (self.array(name, suffix) for name in ("weight_hh", "weight_ch", "weight_hr"))
-        bias, b_hh = (self.array(name, suffix) for name in ("bias_ih", "bias_hh"))
+        w_ih, w_hh, w_ch, w_hr = self._arrays(params, suffix, "weight_ih", "weight_hh", "weight_ch", "weight_hr")
+        bias, b_hh = self._arrays(params, suffix, "bias_ih", "bias_hh")
         none, n, bias_n = np.zeros(0, self.dtype), w_hh[2 * H :], np.zeros(H, self.dtype)
         if not cell.bias:
             bias = b_hh = np.zeros(len(cell.gates) * H, self.dtype)
@@ -153,7 +167,7 @@ class Packed:
         gru, full = cell.kind == "gru", cell.peephole == "full"
         return K.Weights(
             bias=self._spread(bias + b_hh),
-            x=self._packed(self.array("weight_ih", suffix)),
+            x=self._packed(w_ih),
             h=self._packed(w_hh[: 2 * H] if gru else w_hh),
             n=self._packed(n) if gru else none,
             bias_n=self._spread(bias_n),
@@ -166,9 +180,9 @@ class Packed:
     def _packed(self, rows: Array) -> Array:
         return kernels().pack(self._spread(rows).T)
 
-    def _back(self, suffix: str) -> Any:
+    def _back(self, params: Mapping[str, Any], suffix: str) -> Any:
         K, cell, H = kernels(), self.stack.cell, self.stack.hidden_size
-        w_hh, w_ch, w_hr = (self.array(name, suffix) for name in ("weight_hh", "weight_ch", "weight_hr"))
+        w_hh, w_ch, w_hr = self._arrays(params, suffix, "weight_hh", "weight_ch", "weight_hr")
         none = np.zeros(0, self.dtype)
         gru, full = cell.kind == "gru", cell.peephole == "full"
         return K.Weights(
@@ -194,7 +208,7 @@ class Shares:
         self.D, sizes = stack.num_directions, stack.layer_input_size(0) + stack.recurrent_size
         steps = T * B if lengths is None else int(lengths.sum())
         work = self.D * steps * len(stack.cell.gates) * stack.hidden_size * sizes
-        self.threads = num_threads() if work > SHARED else 1
+        self.threads = get_num_threads() if work > SHARED else 1
         parts = max(self.threads // self.D, 1)
         # Neighbours share cache lines, so a thread takes neighbours; where lengths differ it takes long and short.
         if lengths is None:
@@ -212,13 +226,24 @@ class Shares:
                 job(*call)
             return
         first, *others = self.calls
-        helpers = [_pool(self.threads - 1).submit(job, *call) for call in others]
+        helpers = [_submit(self.threads - 1, job, *call) for call in others]
         try:
             job(*first)
         finally:
             wait(helpers)
         for helper in helpers:
             helper.result()
+
+
+def _submit(threads: int, job: Callable[..., None], *call: Any) -> Future[None]:
+    """Have a helper do it; when Python ends, which takes no more helpers, at once."""
+    try:
+        return _pool(threads).submit(job, *call)
+    except RuntimeError:
+        done: Future[None] = Future()
+        job(*call)
+        done.set_result(None)
+        return done
 
 
 @cache
@@ -229,13 +254,6 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)  # threads stay behind
-
-
-def _empty(shape: tuple[int, ...], dtype: Any) -> Array:
-    try:
-        return np.empty(shape, dtype)
-    except (MemoryError, ValueError) as error:
-        raise OutOfMemoryError(f"an array {list(shape)} of {dtype} could not be allocated") from error
 
 
 def _matrix(array: Array | None, dtype: Any) -> Array:
@@ -251,12 +269,12 @@ def _work(packed: Packed, rows: int) -> Any:
     K, U, dtype = kernels(), packed.U, packed.dtype
     taken = rows * max(CHUNK // rows, 1)
     return K.Work(
-        pre=_empty((taken, packed.spec.G * U), dtype),
-        m=_empty((K.BLOCK, U), dtype),
-        u=_empty((K.BLOCK, U), dtype),
+        pre=empty((taken, packed.spec.G * U), dtype),
+        m=empty((K.BLOCK, U), dtype),
+        u=empty((K.BLOCK, U), dtype),
         plain=np.arange(max(taken, K.BLOCK)),
-        x=_empty((taken,), np.int64),
-        at=K.At(*_empty((5, K.BLOCK), np.int64)),
+        x=empty((taken,), np.int64),
+        at=K.At(*empty((5, K.BLOCK), np.int64)),
     )
 
 
@@ -265,14 +283,14 @@ def _states(packed: Packed, T: int, initial: list[Array], train: bool) -> Any:
     spec, dtype, B = packed.spec, packed.dtype, len(initial[0])
     sequences = []
     for part in initial:
-        sequences.append(_empty(((T + 1 if train else 2) * B, part.shape[1]), dtype))
+        sequences.append(empty(((T + 1 if train else 2) * B, part.shape[1]), dtype))
         sequences[-1][:B] = part
     steps = T * B if train else 0
     return kernels().States(
         h=sequences[0],
         c=sequences[1] if len(sequences) == 2 else np.empty((0, 0), dtype),
-        gates=_empty((0 if packed.stack.cell.kind == "rnn" else steps, spec.G * spec.H), dtype),
-        hn=_empty((steps if spec.reset_after else 0, spec.H), dtype),
+        gates=empty((0 if packed.stack.cell.kind == "rnn" else steps, spec.G * spec.H), dtype),
+        hn=empty((steps if spec.reset_after else 0, spec.H), dtype),
     )
 
 
@@ -352,16 +370,16 @@ def forward(cell, params, x, state, lengths, train, *, masks=None, cells=None): 
     initial = _parts(stack, state, x)
     final = [np.empty(part.shape, dtype) for part in initial]
     slots, ends = T + 1 if train else 2, T if lengths is None else lengths
-    inputs, states = [x], []
+    weights, inputs, states = packed.forward(params), [x], []
     for layer in range(stack.num_layers):
-        y = _empty((T, B, D * stack.output_size), dtype)
+        y = empty((T, B, D * stack.output_size), dtype)
         filled = cells if layer == stack.num_layers - 1 else None
         if lengths is not None:
             y[...] = 0  # also past the ends
             if filled is not None:
                 filled[...] = 0
         tracks = [_states(packed, T, [part[layer * D + d] for part in initial], train) for d in range(D)]
-        _forward_layer(packed, shares, layer, inputs[layer], tracks, y, filled, train)
+        _forward_layer(packed, shares, weights[layer * D :], inputs[layer], tracks, y, filled, train)
         for d, own in enumerate(tracks):
             for part, sequence in zip(final, own, strict=False):
                 part[layer * D + d] = sequence.reshape(slots, B, sequence.shape[1])[ends % slots, np.arange(B)]
@@ -371,13 +389,13 @@ def forward(cell, params, x, state, lengths, train, *, masks=None, cells=None): 
     return y, tuple(final) if cell.has_c else final[0], tape
 
 
-def _forward_layer(packed, shares, layer, x, tracks, y, cells, train):  # type: ignore[no-untyped-def]
-    """Run one layer: x to y and, where there are any, cells, with the States in tracks."""
+def _forward_layer(packed, shares, weights, x, tracks, y, cells, train):  # type: ignore[no-untyped-def]
+    """Run one layer with its weights: x to y and, where there are any, cells, with the States in tracks."""
     K, spec, dtype, B = kernels(), packed.spec, packed.dtype, x.shape[1]
-    weights, sequences = packed.forward[layer * shares.D :], [_matrix(array, dtype) for array in (x, y, cells)]
+    sequences = [_matrix(array, dtype) for array in (x, y, cells)]
 
     def job(d: int, rows: Array, ends: Array) -> None:
-        s = tracks[d] if train else tracks[d]._replace(gates=_empty((K.BLOCK, spec.G * spec.H), dtype))
+        s = tracks[d] if train else tracks[d]._replace(gates=empty((K.BLOCK, spec.G * spec.H), dtype))
         work = _work(packed, len(rows))
         K.forward(spec, packed.acts, weights[d], rows, ends, B, d, train, *sequences, s, work)
 
@@ -392,17 +410,17 @@ def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
     shares = Shares(stack, T, lengths, B)
     if dparams is None:
         dparams = {name: np.zeros(shape, dtype) for name, shape in stack.shapes.items()}
-    dinitial = [part.copy() for part in _parts(stack, dstate, tape.inputs[0])]
+    weights, dinitial = packed.backward(tape.params), [part.copy() for part in _parts(stack, dstate, tape.inputs[0])]
     for layer in reversed(range(stack.num_layers)):
         tracks = [_grads(packed, T, [part[layer * D + d] for part in dinitial]) for d in range(D)]
-        _backward_layer(packed, shares, layer, tape.states[layer * D :], dy, tracks)
+        _backward_layer(packed, shares, weights[layer * D :], tape.states[layer * D :], dy, tracks)
         dbelow = np.zeros(tape.inputs[layer].shape, dtype)
         for d, own in enumerate(tracks):
             k = layer * D + d
             for part, grad in zip(dinitial, own, strict=False):
                 part[k] = grad[:, : part.shape[2]]
             # a = W_ih x + ...
-            dx = tape.placed(tape.taken(own.a) @ packed.array("weight_ih", stack.suffixes[k]))
+            dx = tape.placed(tape.taken(own.a) @ np.asarray(tape.params["weight_ih" + stack.suffixes[k]]))
             dbelow += reverse_rows(dx, lengths) if d else dx
             for name, grad in _gradients(tape, k, own).items():
                 array = np.asarray(dparams[name + stack.suffixes[k]])
@@ -422,17 +440,16 @@ def _grads(packed: Packed, T: int, final: list[Array]) -> Any:
     return kernels().Grads(
         h=ends[0],
         c=ends[1] if len(ends) == 2 else np.empty((0, 0), dtype),
-        a=_empty((T * B, spec.G * spec.H), dtype),
-        hn=_empty((T * B if spec.reset_after else 0, spec.H), dtype),
-        dh=_empty((T * B if spec.projected else 0, spec.P), dtype),
-        m=_empty((T * B if spec.projected else 0, spec.H), dtype),
+        a=empty((T * B, spec.G * spec.H), dtype),
+        hn=empty((T * B if spec.reset_after else 0, spec.H), dtype),
+        dh=empty((T * B if spec.projected else 0, spec.P), dtype),
+        m=empty((T * B if spec.projected else 0, spec.H), dtype),
     )
 
 
-def _backward_layer(packed, shares, layer, states, dy, tracks):  # type: ignore[no-untyped-def]
-    """Go back through one layer: fills the Grads in tracks."""
+def _backward_layer(packed, shares, weights, states, dy, tracks):  # type: ignore[no-untyped-def]
+    """Go back through one layer with its weights: fills the Grads in tracks."""
     K, spec, dy, B = kernels(), packed.spec, _matrix(dy, packed.dtype), len(tracks[0].h)
-    weights = packed.backward[layer * shares.D :]
 
     def job(d: int, rows: Array, ends: Array) -> None:
         acts, work = packed.acts._replace(numbers=packed.acts.numbers.copy()), _work(packed, len(rows))

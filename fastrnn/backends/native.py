@@ -19,7 +19,7 @@ import numpy as np
 
 from ..cell import ACTIVATIONS, Cell, Stack
 from ..errors import BackendError, DtypeError, OptionError, OutOfMemoryError, ShapeError, UsageError
-from . import Gradients, LayerTape
+from . import Gradients, LayerTape, threads_from_environment
 from ._sequence import reverse_rows
 
 try:
@@ -62,6 +62,10 @@ def _check(code: int, what: str, *details: Any) -> None:
 def missing() -> str | None:
     """Why the C library is not there, or None."""
     return None if _import_error is None else f"the C library was not built ({_import_error})"
+
+
+def broken() -> None:
+    """Once it is imported it works."""
 
 
 def unsupported(cell: Cell) -> str | None:
@@ -114,17 +118,8 @@ def get_num_threads() -> int:
     return c.frnn_get_threads()
 
 
-def _threads_from_environment() -> None:
-    given = os.environ.get("FASTRNN_NUM_THREADS")
-    if not given:
-        return
-    if not given.strip().isdecimal() or int(given) < 1:
-        raise OptionError(f"FASTRNN_NUM_THREADS must be an integer >= 1, not {given!r}")
-    set_num_threads(int(given))
-
-
-if _import_error is None:
-    _threads_from_environment()
+if _import_error is None and (_wanted := threads_from_environment()):
+    set_num_threads(_wanted)
 
 
 # ---- handles ---------------------------------------------------------------------------------------------------------
@@ -161,7 +156,6 @@ class Engine:
 
     def __init__(self, cell: Cell, params: Mapping[str, np.ndarray]) -> None:
         self.stack = stack = Stack.of(cell, params)
-        self.params = params
         self.tracks, self.columns = len(stack.suffixes), stack.num_directions * stack.output_size
         self.dtype = params["weight_ih_l0"].dtype
         if self.dtype not in (np.float32, np.float64):
@@ -172,7 +166,8 @@ class Engine:
         self.weights = ffi.gc(out[0], c.frnn_weights_free)
         self.packed: tuple[Any, bool] | None = None
         self.plan = self.new_plan()
-        self.pointers = _pointers(stack, params)
+        # The arrays are their block's, which keeps this engine: to hold them would keep both from being freed.
+        self.pointers, _ = _pointers(stack, params)
         self.gradients: tuple[Any, Any] = None, None  # those of the parameters' block, and their pointers
         self.spare: TapeParts | None = None  # what the last tape gave back, for the next one
         self.outputs, self.input_grads = Recycled(), Recycled()  # of training
@@ -183,14 +178,14 @@ class Engine:
         _check(c.frnn_plan_new(self.weights, out), "a plan for {}", self.stack)
         return ffi.gc(out[0], c.frnn_plan_free)
 
-    def pack(self, backward: bool) -> None:
-        """Bring the packed weights up to date with the parameters."""
-        version = getattr(self.params, "version", None)
+    def pack(self, params: Mapping[str, np.ndarray], backward: bool) -> None:
+        """Bring the packed weights up to date with the parameters, those that it was made of."""
+        version = getattr(params, "version", None)
         if self.packed is not None and version is not None:
             if self.packed[0] == version and (self.packed[1] or not backward):
                 return
             backward = backward or self.packed[1]  # who has trained will train again
-        _check(c.frnn_weights_pack(self.weights, self.pointers[0], backward), "packing")
+        _check(c.frnn_weights_pack(self.weights, self.pointers, backward), "packing")
         self.packed = version, backward
 
     def tape_parts(self, T: int, B: int, lengths: Any, masks: Any) -> TapeParts:
@@ -224,7 +219,7 @@ def _call(T: int, B: int, lengths: Any, masks: Any) -> Any:
 
 
 def _pointers(stack: Stack, arrays: Mapping[str, np.ndarray], writable: bool = False) -> tuple[Any, list[Any]]:
-    """Six pointers for each layer and direction, and what keeps them alive."""
+    """Six pointers for each layer and direction, and what keeps the arrays alive."""
     table = ffi.new("void *[]", len(PARAMETERS) * len(stack.suffixes))
     alive = []
     for i, name in enumerate(p + suffix for suffix in stack.suffixes for p in PARAMETERS):
@@ -241,7 +236,7 @@ def _engine(cell: Cell, params: Mapping[str, np.ndarray], backward: bool) -> Eng
         engine = Engine(cell, params)
         if cache is not None:
             cache["c"] = engine
-    engine.pack(backward)
+    engine.pack(params, backward)
     return engine
 
 
@@ -291,8 +286,10 @@ class Recycled:
 class Tape:
     """What one forward call kept. The gates become their gradients when backward has run."""
 
-    def __init__(self, engine: Engine, cell: Cell, parts: TapeParts, x: np.ndarray, lengths: Any, masks: Any) -> None:
-        self.engine, self.cell, self.stack = engine, cell, engine.stack
+    def __init__(
+        self, engine: Engine, cell: Cell, params: Any, parts: TapeParts, x: np.ndarray, lengths: Any, masks: Any
+    ) -> None:
+        self.engine, self.cell, self.params, self.stack = engine, cell, params, engine.stack
         self.x, self.lengths, self.masks = x, lengths, masks
         self.parts: TapeParts | None = parts  # until backward gives them back
 
@@ -371,7 +368,7 @@ def forward(cell, params, x, state, lengths, train, *, masks=None, cells=None): 
     else:
         if train:
             parts = engine.tape_parts(T, B, lengths, masks)
-            call, tape = parts.call, Tape(engine, cell, parts, x, lengths, masks)
+            call, tape = parts.call, Tape(engine, cell, params, parts, x, lengths, masks)
         else:
             call = _call(T, B, lengths, masks)
         call.x, call.h0, call.c0, call.y, call.hn, call.cn = places
@@ -389,7 +386,7 @@ def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
         raise UsageError("backward was called twice for one forward")
     engine, stack, grads, buffer = tape.engine, tape.stack, parts.grads, ffi.from_buffer
     dtype, (T, B, _) = engine.dtype, tape.x.shape
-    engine.pack(True)
+    engine.pack(tape.params, True)
     if dparams is None:
         dparams = {name: np.zeros(shape, dtype) for name, shape in stack.shapes.items()}
     shape = T, B, stack.input_size
@@ -503,7 +500,7 @@ class Stepper:
             nonlocal version
             now = params.version  # another thread may move it while this one packs
             if now != version:
-                engine.pack(False)
+                engine.pack(params, False)
                 version = now
             given = x.tobytes() if copies else ffi.from_buffer(np.require(x, None, ["C_CONTIGUOUS", "ALIGNED"]))
             stream, results = current

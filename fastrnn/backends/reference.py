@@ -398,6 +398,10 @@ def missing() -> None:
     """NumPy is always there."""
 
 
+def broken() -> None:
+    """It never is."""
+
+
 def unsupported(cell: Cell) -> None:
     """Every cell is supported."""
 
