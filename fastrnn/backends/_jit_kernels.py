@@ -396,7 +396,7 @@ def slope(acts, role, y, d):
     if clip < np.inf:
         low, high = acts.numbers[role, 3], acts.numbers[role, 4]
         for j in range(len(y)):
-            d[j] = zero if y[j] == low or y[j] == high else d[j]
+            d[j] *= zero if y[j] == low or y[j] == high else one
 
 
 @intrinsic

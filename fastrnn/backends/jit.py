@@ -25,7 +25,7 @@ import numpy as np
 from ..cell import Cell, Stack
 from ..errors import BackendError
 from . import LayerTape, empty, load, threads_from_environment
-from ._sequence import reverse_rows
+from ._sequence import reverse_rows, state_parts, zero_gradients
 
 Array = np.ndarray
 
@@ -294,14 +294,6 @@ def _states(packed: Packed, T: int, initial: list[Array], train: bool) -> Any:
     )
 
 
-def _parts(stack: Stack, state: Any, x: Array) -> list[Array]:
-    """A state, or None for zeros, as [h: [L*D, B, P]] or [h, c: [L*D, B, H]]."""
-    if state is not None:
-        return list(state) if stack.cell.has_c else [state]
-    sizes = [stack.output_size, stack.hidden_size] if stack.cell.has_c else [stack.output_size]
-    return [np.zeros((len(stack.suffixes), x.shape[1], size), x.dtype) for size in sizes]
-
-
 # ---- the contract ----------------------------------------------------------------------------------------------------
 
 
@@ -367,7 +359,7 @@ def forward(cell, params, x, state, lengths, train, *, masks=None, cells=None): 
     packed = Packed.of(cell, params)
     stack, dtype, (T, B) = packed.stack, packed.dtype, x.shape[:2]
     D, shares, train = stack.num_directions, Shares(stack, T, lengths, B), bool(train)
-    initial = _parts(stack, state, x)
+    initial = state_parts(stack, state, x)
     final = [np.empty(part.shape, dtype) for part in initial]
     slots, ends = T + 1 if train else 2, T if lengths is None else lengths
     weights, inputs, states = packed.forward(params), [x], []
@@ -409,8 +401,9 @@ def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
     dtype, (T, B), D = packed.dtype, tape.inputs[0].shape[:2], stack.num_directions
     shares = Shares(stack, T, lengths, B)
     if dparams is None:
-        dparams = {name: np.zeros(shape, dtype) for name, shape in stack.shapes.items()}
-    weights, dinitial = packed.backward(tape.params), [part.copy() for part in _parts(stack, dstate, tape.inputs[0])]
+        dparams = zero_gradients(stack, dtype)
+    weights = packed.backward(tape.params)
+    dinitial = [part.copy() for part in state_parts(stack, dstate, tape.inputs[0])]
     for layer in reversed(range(stack.num_layers)):
         tracks = [_grads(packed, T, [part[layer * D + d] for part in dinitial]) for d in range(D)]
         _backward_layer(packed, shares, weights[layer * D :], tape.states[layer * D :], dy, tracks)

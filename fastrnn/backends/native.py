@@ -20,7 +20,7 @@ import numpy as np
 from ..cell import ACTIVATIONS, Cell, Stack
 from ..errors import BackendError, DtypeError, OptionError, OutOfMemoryError, ShapeError, UsageError
 from . import Gradients, LayerTape, threads_from_environment
-from ._sequence import reverse_rows
+from ._sequence import reverse_rows, zero_gradients
 
 try:
     from .._c import ffi
@@ -388,7 +388,7 @@ def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
     dtype, (T, B, _) = engine.dtype, tape.x.shape
     engine.pack(tape.params, True)
     if dparams is None:
-        dparams = {name: np.zeros(shape, dtype) for name, shape in stack.shapes.items()}
+        dparams = zero_gradients(stack, dtype)
     shape = T, B, stack.input_size
     dhn = dcn = dc0_at = ffi.NULL
     try:

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..cell import Activation, Cell, Stack
 from . import LayerTape
-from ._sequence import reverse_rows
+from ._sequence import reverse_rows, state_parts, zero_gradients
 
 Array = np.ndarray
 Arrays = Sequence[np.ndarray]
@@ -429,7 +429,7 @@ def forward(cell, params, x, state, lengths, train, *, masks=None, cells=None): 
     """The contract's forward."""
     stack = Stack.of(cell, params)
     D, ran = stack.num_directions, _ran(x, lengths)
-    initial, tracks, y = _parts(stack, state, x), [], x
+    initial, tracks, y = state_parts(stack, state, x), [], x
     for layer in range(stack.num_layers):
         below = y if layer == 0 or masks is None else y * masks[layer - 1]
         for d in range(D):
@@ -452,10 +452,10 @@ def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
     cell, stack, lengths, masks = tape.cell, tape.stack, tape.lengths, tape.masks
     D, P, ran = stack.num_directions, stack.output_size, _ran(tape.x, lengths)
     if dparams is None:
-        dparams = {name: np.zeros(shape, tape.x.dtype) for name, shape in stack.shapes.items()}
+        dparams = zero_gradients(stack, tape.x.dtype)
     if dy is None:
         dy = np.zeros((*ran.shape, D * P), tape.x.dtype)
-    dinitial = [part.copy() for part in _parts(stack, dstate, tape.x)]
+    dinitial = [part.copy() for part in state_parts(stack, dstate, tape.x)]
     for layer in reversed(range(stack.num_layers)):
         dbelow = np.zeros((*ran.shape, stack.layer_input_size(layer)), tape.x.dtype)
         for d in range(D):
@@ -474,14 +474,6 @@ def _ran(x: Array, lengths: Array | None) -> Array:
     """[T, B] whether a row takes the step."""
     T, B = x.shape[:2]
     return np.ones((T, B), bool) if lengths is None else np.arange(T)[:, None] < lengths
-
-
-def _parts(stack: Stack, state: Any, x: Array) -> list[Array]:
-    """A state, or None for zeros, as [h: [L*D, B, P]] or [h, c: [L*D, B, H]]."""
-    if state is not None:
-        return list(state) if stack.cell.has_c else [state]
-    sizes = [stack.output_size, stack.hidden_size] if stack.cell.has_c else [stack.output_size]
-    return [np.zeros((len(stack.suffixes), x.shape[1], size), x.dtype) for size in sizes]
 
 
 def _outputs(states: list[Array], ran: Array, lengths: Array | None) -> Array:
