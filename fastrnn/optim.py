@@ -20,7 +20,7 @@ import numpy as np
 
 from .arguments import integer, number
 from .backends import c_kernels
-from .errors import DtypeError, OptionError, ShapeError
+from .errors import DtypeError, FastrnnError, OptionError, ShapeError
 from .module import Block, Module, Parameter, as_array
 
 __all__ = [
@@ -133,7 +133,7 @@ class Optimizer:
     """The base of `SGD`, `RMSprop`, `Adam` and `AdamW`.
 
     params  a Module, a Parameter, or an iterable of them; one that comes twice counts once
-    lr      the learning rate; set it, or any other option, as an attribute at any time
+    lr      the learning rate; set it, or any other option, as an attribute at any time; the checks are the same
 
     Arguments, defaults and arithmetic are those of the namesake in torch.optim. Raises OptionError for an option
     that cannot be, DtypeError for params that are none.
@@ -142,7 +142,12 @@ class Optimizer:
     BUFFERS: ClassVar[tuple[str, ...]]  # the names of what is remembered of a parameter from step to step
 
     lr: float
-    _rule: Callable[[], Rule]  # of the step that `steps` counts
+    initial_lr: float | None = None  # the rate before the first schedule, on which all are based
+    _usual: ClassVar[dict[str, Any]] = {}  # the options, and what they are when not given
+    _rule: Callable[[], Rule]  # of the step after `steps`
+
+    def __init_subclass__(cls) -> None:
+        cls._usual = {name: p.default for name, p in list(inspect.signature(cls).parameters.items())[1:]}
 
     def __init__(self, params: Params, **options: Any) -> None:
         self._all = _parameters(params)
@@ -152,25 +157,29 @@ class Optimizer:
         self._buffers: list[dict[str, np.ndarray]] = [{} for _ in self._spans]
         self._spare = {span.block.dtype: np.empty((2, CHUNK), span.block.dtype) for span in self._spans}
         self.steps = 0
-        self._configure(options)
+        vars(self).update(self._checked(options))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._usual:
+            value = self._checked({name: value})[name]
+        super().__setattr__(name, value)
 
     def step(self) -> None:
         """Change every parameter by its gradient."""
-        self.steps += 1
-        try:
-            rule = self._rule()
-            for span, buffers in zip(self._spans, self._buffers, strict=True):
-                for name in rule.buffers.values():
-                    if name not in buffers:
-                        buffers[name] = np.zeros_like(span.w)
-        except BaseException:
-            self.steps -= 1  # it has changed nothing
-            raise
-        kernels = c_kernels()
+        kernels, rule = c_kernels(), self._rule()
+        before = self.steps, self._buffers
+        if new := [name for name in rule.buffers.values() if name not in self._buffers[0]]:
+            spans = zip(self._spans, self._buffers, strict=True)
+            self._buffers = [{**buffers, **{name: np.zeros_like(span.w) for name in new}} for span, buffers in spans]
+        vars(self)["steps"] += 1  # past __setattr__, which takes its time
         for span, buffers in zip(self._spans, self._buffers, strict=True):
             try:
                 self._update(rule, span, {key: buffers[name] for key, name in rule.buffers.items()}, kernels)
-            finally:  # an interrupt comes when a kernel is done
+            except FastrnnError:  # the kernel has refused; whatever else, such as an interrupt, comes when it is done
+                if span is self._spans[0]:
+                    self.steps, self._buffers = before
+                raise
+            finally:
                 span.block.touch()
 
     def _update(self, rule: Rule, span: _Span, kept: dict[str, np.ndarray], kernels: ModuleType | None) -> None:
@@ -184,34 +193,32 @@ class Optimizer:
                 size = piece.stop - piece.start
                 rule.update(w[piece], g[piece], *[b[piece] for b in kept.values()], s[:size], t[:size])
 
-    def zero_grad(self) -> None:
-        """Set the gradient of every parameter to zero."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Set the gradient of every parameter to zero. PyTorch's set_to_none makes no difference: none is None here."""
         for span in self._spans:
             span.g.fill(0)
 
     # ------------------------------------------------ options, in and out
 
-    @classmethod
-    def _names(cls) -> list[str]:
-        return list(inspect.signature(cls).parameters)[1:]
-
-    def _configure(self, options: dict[str, Any]) -> None:
-        usual = inspect.signature(type(self)).parameters
+    def _checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Some of the options, each as what it must be."""
         checked: dict[str, Any] = {}
         for name, value in options.items():
             if name == "betas":
                 checked[name] = _betas(value)
             else:
-                checked[name] = bool(value) if isinstance(usual[name].default, bool) else number(name, value, 0)
-        vars(self).update(checked)
+                checked[name] = bool(value) if isinstance(self._usual[name], bool) else number(name, value, 0)
+        return checked
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: the number of steps, the options, and copies of the buffers.
 
         A flat mapping of names to numbers and arrays, which `np.savez` takes as it is. The buffers of the i-th
-        parameter are under `"<buffer>.<i>"`, in its shape.
+        parameter are under `"<buffer>.<i>"`, in its shape. `initial_lr` is there once a schedule has set it.
         """
-        state: dict[str, Any] = {"steps": self.steps, **{name: getattr(self, name) for name in self._names()}}
+        state: dict[str, Any] = {"steps": self.steps, **{name: getattr(self, name) for name in self._usual}}
+        if self.initial_lr is not None:
+            state["initial_lr"] = self.initial_lr
         for i, (parameter, (span, place)) in enumerate(zip(self._all, self._places, strict=True)):
             for name, buffer in self._buffers[span].items():
                 state[f"{name}.{i}"] = buffer[place].reshape(parameter.shape).copy()
@@ -223,12 +230,12 @@ class Optimizer:
         Raises ShapeError where it does not fit, OptionError and DtypeError for what its values cannot be; then
         nothing has changed.
         """
-        names = ["steps", *self._names()]
-        options = {name: np.asarray(state[name]).tolist() for name in names if name in state}
+        _check_mapping(state)
+        names = ["steps", *self._usual]
         if missing := [name for name in names if name not in state]:
             raise ShapeError(f"state_dict does not fit this {type(self).__name__}; missing: {', '.join(missing)}")
         buffers: list[dict[str, np.ndarray]] = [{} for _ in self._spans]
-        left = {name for name in state if name not in names}
+        left = {name for name in state if name not in [*names, "initial_lr"]}
         for name in self.BUFFERS:
             if not any(f"{name}.{i}" in left for i in range(len(self._all))):
                 continue
@@ -243,18 +250,15 @@ class Optimizer:
                 whole = buffers[k].setdefault(name, np.zeros_like(self._spans[k].w))
                 whole[place] = value.reshape(-1)
         if left:
-            unknown = ", ".join(sorted(left))
+            unknown = ", ".join(sorted(map(str, left)))
             raise ShapeError(f"state_dict does not fit this {type(self).__name__}; unexpected: {unknown}")
-        steps = options.pop("steps")
-        if not isinstance(steps, int) or steps < 0:
-            raise OptionError(f"steps must be an integer >= 0, not {steps!r}")
-        self._configure(options)
-        self.steps, self._buffers = steps, buffers
+        changed = self._checked({name: state[name] for name in self._usual})
+        changed["initial_lr"] = number("initial_lr", state["initial_lr"], 0) if "initial_lr" in state else None
+        vars(self).update(changed, steps=integer("steps", state["steps"], 0), _buffers=buffers)
 
     def __repr__(self) -> str:
-        usual = inspect.signature(type(self)).parameters
-        values = {name: getattr(self, name) for name in self._names()}
-        options = [f"{name}={value!r}" for name, value in values.items() if value != usual[name].default]
+        values = {name: getattr(self, name) for name in self._usual}
+        options = [f"{name}={value!r}" for name, value in values.items() if value != self._usual[name]]
         return f"{type(self).__name__}({', '.join(['...', *options])})"
 
 
@@ -264,7 +268,7 @@ class SGD(Optimizer):
     nesterov      w -= lr (g + momentum b) (Nesterov 1983, as Sutskever et al. 2013 write it)
     weight_decay  adds weight_decay w to g
 
-    The first step sets b = g, as PyTorch does. Arguments and errors: see `Optimizer`.
+    The first step with momentum sets b = g, as PyTorch does. Arguments and errors: see `Optimizer`.
     """
 
     BUFFERS = ("momentum_buffer",)
@@ -283,17 +287,21 @@ class SGD(Optimizer):
         weight_decay: float = 0,
         nesterov: bool = False,
     ) -> None:
-        if nesterov and (momentum == 0 or dampening != 0):
-            raise OptionError(
-                f"nesterov needs momentum > 0 and dampening = 0, not momentum={momentum!r}, dampening={dampening!r}"
-            )
         super().__init__(
             params, lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov
         )
 
+    def _checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        checked = super()._checked(options)
+        both = {**vars(self), **checked}
+        if both["nesterov"] and (both["momentum"] == 0 or both["dampening"] != 0):
+            given = f"momentum={both['momentum']!r}, dampening={both['dampening']!r}"
+            raise OptionError(f"nesterov needs momentum > 0 and dampening = 0, not {given}")
+        return checked
+
     def _rule(self) -> Rule:
         lr, momentum, decay, nesterov = self.lr, self.momentum, self.weight_decay, self.nesterov
-        fresh = 1.0 if self.steps == 1 else 1 - self.dampening
+        fresh = 1 - self.dampening if "momentum_buffer" in self._buffers[0] else 1.0
 
         def update(w: np.ndarray, g: np.ndarray, *rest: np.ndarray) -> None:
             *buffers, s, t = rest
@@ -416,8 +424,9 @@ class Adam(Optimizer):
         decay = 0.0 if self.DECOUPLED else self.weight_decay
         # lr m / (1 - b1^t) / (sqrt(v) / r + eps), r = sqrt(1 - b2^t), is (lr r / (1 - b1^t)) m / (sqrt(v) + r eps):
         # one pass less.
-        r = math.sqrt(1 - b2**self.steps)
-        rate, eps = self.lr * r / (1 - b1**self.steps), self.eps * r
+        t = self.steps + 1
+        r = math.sqrt(1 - b2**t)
+        rate, eps = self.lr * r / (1 - b1**t), self.eps * r
 
         def update(w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, *rest: np.ndarray) -> None:
             *greatest, s, t = rest
@@ -525,19 +534,26 @@ class Schedule:
     """The base of the schedules: each call of `step()` sets `optimizer.lr` for the next epoch.
 
     Call it after the optimiser's. The schedules multiply the rate as it is, so that several of them, or an assignment
-    to `optimizer.lr`, go together, as PyTorch's do. `state_dict()` holds plain numbers.
+    to `optimizer.lr`, go together, as PyTorch's do; what they call the optimiser's rate is that before the first of
+    them, `optimizer.initial_lr`. `state_dict()` holds plain numbers.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
         if not isinstance(optimizer, Optimizer):
             raise DtypeError(f"optimizer must be an Optimizer of fastrnn.optim, not {type(optimizer).__name__}")
-        self.optimizer, self.base_lr, self.last_epoch = optimizer, optimizer.lr, 0
+        self.optimizer, self.last_epoch = optimizer, 0
+        self.base_lr = optimizer.lr if optimizer.initial_lr is None else optimizer.initial_lr
         optimizer.lr = self._next(optimizer.lr)
+        optimizer.initial_lr = self.base_lr
 
     def step(self) -> None:
-        """One epoch is over."""
+        """One epoch is over; OptionError where its rate cannot be."""
         self.last_epoch += 1
-        self.optimizer.lr = self._next(self.optimizer.lr)
+        try:
+            self.optimizer.lr = self._next(self.optimizer.lr)
+        except BaseException:
+            self.last_epoch -= 1
+            raise
 
     def _next(self, lr: float) -> float:
         """The rate of epoch `last_epoch`, from that of the one before; at epoch 0 from the optimiser's."""
@@ -552,12 +568,21 @@ class Schedule:
         return {"base_lr": self.base_lr, "last_epoch": self.last_epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a `state_dict()` of a schedule of the same kind; OptionError where it is of another."""
-        names = self.state_dict().keys()
-        if names != set(state):
-            raise OptionError(f"the state of a {type(self).__name__} has {', '.join(names)}, not {', '.join(state)}")
-        for name in names:
-            setattr(self, name, np.asarray(state[name]).item())
+        """Take over a `state_dict()` of a schedule of the same kind.
+
+        Raises OptionError where it is of another or a value cannot be, DtypeError for what is no mapping; then nothing
+        has changed.
+        """
+        _check_mapping(state)
+        now = self.state_dict()
+        if now.keys() != set(state):
+            given = ", ".join(map(str, state))
+            raise OptionError(f"the state of a {type(self).__name__} has {', '.join(now)}, not {given}")
+        changed = {}
+        for name, value in state.items():
+            least = None if name == "best" else 0  # the best of a metric, which may be any number
+            changed[name] = integer(name, value, 0) if isinstance(now[name], int) else number(name, value, least)
+        vars(self).update(changed)
 
     def __repr__(self) -> str:
         options = [f"{name}={getattr(self, name)!r}" for name in list(inspect.signature(type(self)).parameters)[1:]]
@@ -591,11 +616,14 @@ class LinearLR(Schedule):
         super().__init__(optimizer)
 
     def _next(self, lr: float) -> float:
-        if self.last_epoch > self.total_iters:
+        epoch, left = self.last_epoch, self.total_iters - self.last_epoch
+        if epoch == 0:
+            return lr * self.start_factor
+        if left < 0:
             return lr
-        rise = (self.end_factor - self.start_factor) / self.total_iters
-        factor = self.start_factor + rise * self.last_epoch
-        return lr * (factor / (factor - rise) if self.last_epoch else factor)
+        # total_iters times the factor of this epoch and that of the one before: as sums, which rounding leaves >= 0.
+        factor = self.start_factor * left + self.end_factor * epoch
+        return lr * (factor / (self.start_factor * (left + 1) + self.end_factor * (epoch - 1)))
 
 
 class StepLR(Schedule):
@@ -623,7 +651,8 @@ class ExponentialLR(Schedule):
 class CosineAnnealingLR(Schedule):
     """From the optimiser's rate to eta_min in T_max epochs along half a cosine (Loshchilov and Hutter 2017, eq. 5).
 
-    Past T_max it comes back up, as PyTorch's does.
+    Past T_max it comes back up, as PyTorch's does; but it stays at 0 where other schedules, which leave a rate
+    below eta_min, or rounding would take PyTorch's below 0.
     """
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
@@ -635,9 +664,11 @@ class CosineAnnealingLR(Schedule):
         if epoch == 0:
             return lr
         if (epoch - 1 - period) % (2 * period) == 0:  # at the bottom, where the ratio below would be 0 / 0
-            return lr + (self.base_lr - self.eta_min) * (1 - math.cos(math.pi / period)) / 2
-        ratio = (1 + math.cos(math.pi * epoch / period)) / (1 + math.cos(math.pi * (epoch - 1) / period))
-        return ratio * (lr - self.eta_min) + self.eta_min
+            rate = lr + (self.base_lr - self.eta_min) * (1 - math.cos(math.pi / period)) / 2
+        else:
+            ratio = (1 + math.cos(math.pi * epoch / period)) / (1 + math.cos(math.pi * (epoch - 1) / period))
+            rate = ratio * (lr - self.eta_min) + self.eta_min
+        return max(rate, 0.0)
 
 
 class ReduceLROnPlateau(Schedule):
@@ -674,12 +705,14 @@ class ReduceLROnPlateau(Schedule):
         self.eps = number("eps", eps, 0)
         self.best = math.inf if mode == "min" else -math.inf
         self.num_bad_epochs = self.cooldown_counter = 0
+        initial = getattr(optimizer, "initial_lr", None)
         super().__init__(optimizer)
+        optimizer.initial_lr = initial  # of no use here: a later schedule starts from the rate that it finds
 
     def step(self, metrics: float) -> None:  # type: ignore[override]
         """One epoch is over, with this value of the metric; nan is no improvement."""
+        value = number("metrics", metrics)
         self.last_epoch += 1
-        value = float(metrics)
         if self._better(value):
             self.best, self.num_bad_epochs = value, 0
         else:
@@ -715,3 +748,8 @@ def _betas(value: Any) -> tuple[float, float]:
     if not (b1 < 1 and b2 < 1):
         raise OptionError(f"betas must be two numbers within 0..1, 1 excluded, not {value!r}")
     return b1, b2
+
+
+def _check_mapping(state: Any) -> None:
+    if not isinstance(state, Mapping):
+        raise DtypeError(f"state_dict must be a mapping of names to numbers and arrays, not {type(state).__name__}")

@@ -13,7 +13,7 @@ import pytest
 import fastrnn
 from fastrnn import nn, optim
 from fastrnn.backends import native
-from fastrnn.errors import DtypeError, OptionError, ShapeError
+from fastrnn.errors import BackendError, DtypeError, OptionError, ShapeError
 from fastrnn.module import Block, Module
 
 GRID = [
@@ -184,6 +184,33 @@ def test_threads_share_a_large_step(name, options, n=1_000_003):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("resumed_at", [None, 1, 2, 3, 5])
+def test_momentum_that_comes_later(torch, resumed_at):
+    """The first step with momentum takes the whole gradient, whichever it is; later ones, dampening."""
+    found = {}
+    for backend in ("numpy",) if native.missing() else ("numpy", "c"):
+        model = Model()
+        theirs = twins(torch, model)
+        reference = torch.optim.SGD(theirs.values(), 0.1, dampening=0.3)
+        optimizer = optim.SGD(model, 0.1, dampening=0.3)
+        for step in range(7):
+            if step == resumed_at:
+                state, optimizer = optimizer.state_dict(), optim.SGD(model)
+                optimizer.load_state_dict(through_npz(state))
+            optimizer.momentum = reference.param_groups[0]["momentum"] = (0, 0, 0.9, 0.9, 0, 0, 0.5)[step]
+            give(model, step)
+            for key, gradient in gradients(model, step).items():
+                theirs[key].grad = torch.tensor(gradient)
+            with fastrnn.use_backend(backend):
+                optimizer.step()
+            reference.step()
+            for key, parameter in model.named_parameters():
+                np.testing.assert_allclose(parameter, theirs[key].detach().numpy(), 1e-12, 1e-12)
+        found[backend] = [block.flat for block in model.blocks()]
+    for one, other in zip(found["numpy"], found[backend], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("eps", [0.0, 1e-38, 1e-30, 1e-20])
 def test_adam_with_next_to_nothing(eps):
     """What is subnormal counts: a step is as large whatever the gradient's size, and no 0 / 0."""
@@ -228,7 +255,7 @@ def test_only_the_parameters_given_move(torch):
     moved = [name for name, value in model.state_dict().items() if not np.array_equal(value, before[name])]
     assert moved == chosen
     assert len(optimizer._spans) == len(optim.Adam(model)._spans) == 2  # neighbours are one loop
-    optimizer.zero_grad()
+    optimizer.zero_grad(set_to_none=True)
     assert [name for name, gradient in model.grad.items() if gradient.size and not gradient.any()] == chosen
 
 
@@ -387,7 +414,11 @@ def test_state_dict_is_a_copy_by_parameter():
         ({"momentum_buffer.0": np.ones(())}, ShapeError, "unexpected: momentum_buffer.0"),
         ({"exp_avg.6": np.ones(())}, ShapeError, "unexpected: exp_avg.6"),
         ({"exp_avg.3": "x"}, DtypeError, "exp_avg.3 must hold real numbers"),
+        ({1: 2, "one": 2}, ShapeError, "unexpected: 1, one"),
         ({"steps": -1}, OptionError, "steps must be an integer >= 0, not -1"),
+        ({"steps": 1.5}, OptionError, "steps must be an integer >= 0, not 1.5"),
+        ({"lr": [[1], [1, 2]]}, OptionError, "lr must be a number >= 0"),
+        ({"initial_lr": -1}, OptionError, "initial_lr must be a number >= 0, not -1"),
         ({"eps": -1.0}, OptionError, "eps must be a number >= 0, not -1.0"),
         ({"lr": 9.0, "betas": (0.9, 1.0)}, OptionError, "betas must be two numbers within 0..1"),
     ],
@@ -401,6 +432,8 @@ def test_a_state_that_does_not_fit_changes_nothing(change, error, words):
     state = {k: v for k, v in {**before, **change}.items() if v is not None}
     with pytest.raises(error, match=words):
         optimizer.load_state_dict(state)
+    with pytest.raises(DtypeError, match="state_dict must be a mapping of names to numbers and arrays, not NoneType"):
+        optimizer.load_state_dict(None)
     after = optimizer.state_dict()
     assert before.keys() == after.keys() and all(np.array_equal(before[k], after[k]) for k in before)
 
@@ -447,6 +480,37 @@ def test_a_state_that_does_not_fit_changes_nothing(change, error, words):
 def test_arguments_that_cannot_be(make, error, words):
     with pytest.raises(error, match=words):
         make(Model())
+
+
+@pytest.mark.parametrize(
+    "name, options, option, value, words",
+    [
+        ("SGD", {}, "lr", -1, "lr must be a number >= 0, not -1"),
+        ("SGD", {}, "lr", None, "lr must be a number >= 0, not None"),
+        ("SGD", {}, "lr", math.nan, "lr must be a number >= 0, not nan"),
+        ("SGD", {}, "nesterov", True, "nesterov needs momentum > 0 .* not momentum=0.0"),
+        ("SGD", {"momentum": 0.9, "nesterov": True}, "momentum", 0, "nesterov needs momentum > 0"),
+        ("SGD", {"momentum": 0.9, "nesterov": True}, "dampening", 0.1, "dampening=0.1"),
+        ("RMSprop", {}, "alpha", "x", "alpha must be a number >= 0, not 'x'"),
+        ("Adam", {}, "betas", (0.9, 1.0), r"betas .* not \(0.9, 1.0\)"),
+        ("Adam", {}, "betas", (0.9,), r"betas .* not \(0.9,\)"),
+        ("AdamW", {}, "weight_decay", -0.1, "weight_decay must be a number >= 0, not -0.1"),
+    ],
+)
+def test_options_set_later_are_checked_too(name, options, option, value, words):
+    optimizer = getattr(optim, name)(Model(), **options)
+    before = optimizer.state_dict()
+    with pytest.raises(OptionError, match=words):
+        setattr(optimizer, option, value)
+    assert optimizer.state_dict() == before
+
+
+def test_options_set_later_are_taken_as_arguments_are():
+    sgd, adam = optim.SGD(Model(), 0.1), optim.Adam(Model())
+    sgd.lr, sgd.momentum, sgd.nesterov = np.float32(0.5), 0.9, 1
+    adam.betas, adam.amsgrad = [0, 0.5], True
+    assert repr(sgd) == "SGD(..., lr=0.5, momentum=0.9, nesterov=True)"
+    assert repr(adam) == "Adam(..., betas=(0.0, 0.5), amsgrad=True)"
 
 
 # ---------------------------------------------------------------- clipping
@@ -545,6 +609,48 @@ def test_schedules_are_torchs(torch, name, options):
         ours.step()
 
 
+CHAINED = [*SCHEDULES, ("ReduceLROnPlateau", {"patience": 2})]
+
+
+@pytest.mark.parametrize("second", CHAINED, ids=lambda chosen: ids(chosen[1]))
+@pytest.mark.parametrize("first", CHAINED, ids=lambda chosen: ids(chosen[1]))
+def test_chained_schedules_are_torchs(torch, first, second):
+    """As long as PyTorch's rate is not below 0."""
+    reference, optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.5), optim.SGD(Model(), 0.5)
+    pairs = []
+    for name, options in (first, second):
+        theirs = getattr(torch.optim.lr_scheduler, name)(reference, **options)
+        pairs.append((getattr(optim, name)(optimizer, **options), theirs))
+        assert optimizer.initial_lr == reference.param_groups[0].get("initial_lr")
+        optimizer.lr = reference.param_groups[0]["lr"] = reference.param_groups[0]["lr"] * 0.8  # between the two
+    for step in range(14):
+        reference.step()
+        for ours, theirs in pairs:
+            for schedule in (ours, theirs):
+                schedule.step(1.0) if isinstance(ours, optim.ReduceLROnPlateau) else schedule.step()
+            if (expected := reference.param_groups[0]["lr"]) < -1e-15:
+                assert optimizer.lr == 0
+                return
+            assert optimizer.lr == pytest.approx(expected, rel=1e-10, abs=1e-15), step
+
+
+@pytest.mark.parametrize("start", [0.1, 1 / 3, 0.7, 0.9, 1.0])
+def test_no_rate_is_below_zero(torch, start):
+    for total in range(1, 12):
+        options = {"start_factor": start, "end_factor": 0.0, "total_iters": total}
+        reference, theirs, optimizer, ours = schedules(torch, "LinearLR", options)
+        bottom = optim.SGD(Model(), 0.0)
+        back = optim.CosineAnnealingLR(bottom, total, start / 10)
+        for _ in range(3 * total):
+            reference.step()
+            for schedule in (theirs, ours, back):
+                schedule.step()
+            assert optimizer.lr == pytest.approx(reference.param_groups[0]["lr"], rel=1e-10, abs=1e-15)
+            assert optimizer.lr >= 0 and bottom.lr >= 0
+        assert optimizer.lr == 0
+        optim.SGD(Model()).load_state_dict(optimizer.state_dict())
+
+
 PLATEAUS = [
     dict(zip(("mode", "threshold_mode", "patience", "cooldown", "threshold"), values, strict=True))
     for values in itertools.product(("min", "max"), ("rel", "abs"), (0, 2), (0, 3), (0, 0.04))
@@ -593,6 +699,67 @@ def test_schedules_resume(name, options):
         other.load_state_dict({"last_epoch": 3})
 
 
+def test_chained_schedules_resume():
+    def make():
+        optimizer = optim.SGD(Model(), 0.5)
+        return optimizer, optim.LinearLR(optimizer, 0.1), optim.CosineAnnealingLR(optimizer, 6, 0.01)
+
+    def step(made):
+        for each in made:
+            each.step()
+
+    made, resumed = make(), make()
+    for _ in range(4):
+        step(made)
+    for ours, theirs in zip(resumed, made, strict=True):
+        ours.load_state_dict(through_npz(theirs.state_dict()))
+    for _ in range(20):
+        step(made)
+        step(resumed)
+        assert resumed[0].lr == made[0].lr
+    third = optim.SGD(Model())
+    third.load_state_dict(through_npz(made[0].state_dict()))
+    assert third.initial_lr == optim.ExponentialLR(third, 0.9).base_lr == 0.5
+    third.load_state_dict(optim.SGD(Model(), 0.3).state_dict())  # of one without schedules
+    assert optim.ExponentialLR(third, 0.9).base_lr == 0.3
+
+
+@pytest.mark.parametrize(
+    "state, error, words",
+    [
+        (None, DtypeError, "state_dict must be a mapping of names to numbers and arrays, not NoneType"),
+        ({1: 2}, OptionError, "has base_lr, last_epoch, best, num_bad_epochs, cooldown_counter, not 1"),
+        ({"last_epoch": [1, 2]}, OptionError, r"last_epoch must be an integer >= 0, not \[1, 2\]"),
+        ({"last_epoch": -1}, OptionError, "last_epoch must be an integer >= 0, not -1"),
+        ({"cooldown_counter": 0.5}, OptionError, "cooldown_counter must be an integer >= 0, not 0.5"),
+        ({"base_lr": math.nan}, OptionError, "base_lr must be a number >= 0, not nan"),
+        ({"best": None}, OptionError, "best must be a number, not None"),
+    ],
+)
+def test_a_schedules_state_that_does_not_fit_changes_nothing(state, error, words):
+    schedule = optim.ReduceLROnPlateau(optim.SGD(Model()))
+    schedule.step(-2.0)
+    before = schedule.state_dict()
+    given = {**before, "base_lr": 9.0, **state} if state and 1 not in state else state
+    with pytest.raises(error, match=words):
+        schedule.load_state_dict(given)
+    with pytest.raises(OptionError, match="metrics must be a number, not None"):
+        schedule.step(None)
+    assert schedule.state_dict() == before
+
+
+def test_an_epoch_without_a_rate_is_not_counted():
+    optimizer = optim.SGD(Model(), 0.5)
+    with pytest.raises(OptionError, match=r"lr must be a number >= 0, not -0\.5"):
+        optim.LambdaLR(optimizer, lambda n: -1)
+    assert optimizer.lr == 0.5 and optimizer.initial_lr is None
+    schedule = optim.LambdaLR(optimizer, lambda n: 1 - n)
+    schedule.step()
+    with pytest.raises(OptionError, match=r"lr must be a number >= 0, not -0\.5"):
+        schedule.step()
+    assert schedule.last_epoch == 1 and optimizer.lr == 0
+
+
 # ---------------------------------------------------------------- as objects
 
 
@@ -632,12 +799,40 @@ def test_an_interrupted_step_is_known_to_the_backends():
         pytest.skip("no step was interrupted")
 
 
-def test_a_step_that_fails_is_not_counted():
-    layer = fastrnn.RNN(3, 4)
-    layer.block.grad.fill(1)
-    optimizer, values = optim.Adam(layer), layer.block.flat.copy()
-    optimizer.betas = (0.9,)
-    with pytest.raises(ValueError, match="unpack"):
+@pytest.mark.parametrize("name, options", [("SGD", {"momentum": 0.9, "dampening": 0.3}), ("Adam", {})], ids=ids)
+def test_a_step_that_fails_is_not_counted(name, options, monkeypatch):
+    if reason := native.missing():
+        pytest.skip(reason)
+    model, twin = Model(), Model()
+    optimizer, other = (getattr(optim, name)(each, **options) for each in (model, twin))
+    for step in range(2):
+        give(model, step)
+        give(twin, step)
+        before = optimizer.state_dict()
+        with monkeypatch.context() as patch, fastrnn.use_backend("c"):
+            patch.setenv("FASTRNN_ISA", "abacus")
+            with pytest.raises(BackendError, match="abacus"):
+                optimizer.step()
+        after = optimizer.state_dict()
+        assert before.keys() == after.keys() and optimizer.steps == step
+        assert all(np.array_equal(before[key], after[key]) for key in before)
         optimizer.step()
-    assert optimizer.steps == 0
-    np.testing.assert_array_equal(layer.block.flat, values)
+        other.step()
+        np.testing.assert_array_equal(model.first.flat, twin.first.flat)
+
+
+@pytest.mark.parametrize("error, steps", [(BackendError, 0), (KeyboardInterrupt, 1)])
+@pytest.mark.parametrize("good", [0, 1])
+def test_a_step_that_has_begun_is_counted(error, steps, good, monkeypatch):
+    """What fails in the second block, or is interrupted, has changed something; what a kernel refuses, nothing."""
+    optimizer, calls = optim.Adam(Model()), []
+
+    def update(*_):
+        calls.append(None)
+        if len(calls) > good:
+            raise error
+
+    monkeypatch.setattr(optimizer, "_update", update)
+    with pytest.raises(error):
+        optimizer.step()
+    assert optimizer.steps == max(steps, good)
