@@ -17,8 +17,10 @@ from cffi import FFI
 
 FOLDER = Path(__file__).parent
 
+# Python's own flags ask for debug information, ten times as much as there is code: it is made where CFLAGS asks, too.
+DEBUG = [] if re.search(r"(^|\s)-g(?!0)", os.environ.get("CFLAGS", "")) else ["-g0"]
 # No -march=native and no -ffast-math: a wheel runs on every machine of its kind, and NaN stays NaN.
-FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-fPIC"]
+FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-fPIC", *DEBUG]
 FLAGS_OF = {
     "generic": [],
     "avx2": ["-mavx2", "-mfma"],
@@ -79,6 +81,6 @@ ffi.set_source(
     '#include "fastrnn.h"',
     include_dirs=["csrc"],
     depends=[*HEADERS, *(source for _, library in LIBRARIES for source in library["sources"])],
-    extra_compile_args=["-std=gnu11", "-fvisibility=hidden"],
+    extra_compile_args=["-std=gnu11", "-fvisibility=hidden", *DEBUG],
     extra_link_args=["-pthread", "-lm"],
 )

@@ -128,6 +128,15 @@ static inline int64_t frnn_parameter_size(const frnn_weights *w, int64_t track, 
     return sizes[i];
 }
 
+/* Whether of a table of parameters, or of their gradients, all are there that may not be NULL: all but the biases. */
+static inline int frnn_has_parameters(const frnn_weights *w, const void *const *params) {
+    const frnn_spec *s = &w->spec;
+    const int diagonal = s->peephole == FRNN_PEEPHOLE_DIAGONAL;
+    for (int64_t k = 0; k < s->num_layers * s->num_directions; k++, params += 6)
+        if (!params[0] || !params[1] || (s->proj_size && !params[4]) || (diagonal && !params[5])) return 0;
+    return 1;
+}
+
 /* Whether groups of threads run layers at the same time. */
 static inline int frnn_layered(const frnn_run *run) { return run->groups > 1 && run->weights->spec.num_directions == 1; }
 

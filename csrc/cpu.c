@@ -154,6 +154,7 @@ void frnn_cpu_caches(int64_t out[3])
 #endif
 }
 
+/* The main thread's mask, whoever asks: threads that a program puts on a processor say nothing of the others. */
 static int in_affinity_mask(void)
 {
     /* The kernel refuses a mask shorter than its own, so longer ones are tried. */
@@ -161,7 +162,7 @@ static int in_affinity_mask(void)
         cpu_set_t *mask = CPU_ALLOC(n);
         if (!mask)
             break;
-        int failed = sched_getaffinity(0, CPU_ALLOC_SIZE(n), mask);
+        int failed = sched_getaffinity(getpid(), CPU_ALLOC_SIZE(n), mask);
         int count = failed ? 0 : CPU_COUNT_S(CPU_ALLOC_SIZE(n), mask);
         CPU_FREE(mask);
         if (!failed)

@@ -14,7 +14,7 @@ enum {
 /* The instruction sets that the CPU has and whose registers the operating system saves. */
 unsigned frnn_cpu_features(void);
 
-/* The processors that this process may keep busy: those of its affinity mask, or fewer where the CPU quota of its
+/* The processors that this process may keep busy: those of its main thread's affinity mask, or fewer where the CPU quota of its
  * control group, or of one above it, allows less; a part of one counts as one. At least 1. root stands before
  * /proc: "" for this machine's. */
 int frnn_cpu_count(const char *root);

@@ -13,12 +13,16 @@
 
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* cdef: begin */
 enum {
     FRNN_OK = 0,
     FRNN_ERROR_MEMORY = 1,      /* a buffer could not be allocated */
     FRNN_ERROR_SPEC = 2,        /* the spec holds a value that does not exist, or a size below its least */
-    FRNN_ERROR_UNSUPPORTED = 3, /* a cell that these kernels do not run: full-matrix peepholes */
+    FRNN_ERROR_UNSUPPORTED = 3, /* a cell that these kernels do not run: full-matrix peepholes, or cell ones and a projection */
     FRNN_ERROR_ISA = 4,         /* an instruction set that is unknown, not built or not on this CPU */
     FRNN_ERROR_SIZE = 5,        /* negative T or B, sizes whose product does not fit in memory */
     FRNN_ERROR_LENGTH = 6,      /* a length below 0 or above T */
@@ -180,5 +184,9 @@ int frnn_set_threads(int n);
 int frnn_get_threads(void);
 int frnn_team_limit(void);
 /* cdef: end */
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -53,13 +53,13 @@ INLINE int64_t row_of_shard(const frnn_run *run, const frnn_run *shard, int64_t 
 
 /* Rows of an operand, one after the other: `height` of a step stand ld reals apart, the next step's `apart` reals behind
  * them; or each where the list says. */
-typedef struct rows {
+typedef struct operand_rows {
     const real *row, *step; /* the next row; the first of its step */
     int64_t ld, r, height, apart;
     const real *const *list;
-} rows;
+} operand_rows;
 
-INLINE const real *next_row(rows *a) {
+INLINE const real *next_row(operand_rows *a) {
     if (a->list) return *a->list++;
     const real *const row = a->row;
     a->row += a->ld;
@@ -68,24 +68,24 @@ INLINE const real *next_row(rows *a) {
 }
 
 /* Whether the next `count` rows stand ld reals apart. */
-INLINE int in_line(const rows *a, int64_t count) { return !a->list && count <= a->height - a->r; }
+INLINE int in_line(const operand_rows *a, int64_t count) { return !a->list && count <= a->height - a->r; }
 
 /* Of a shard's rows [n, n + count) of an operand; list: [count], in case. */
-static rows find_rows(const frnn_run *run, const frnn_run *shard, int64_t k, operand what, int64_t n, int64_t count,
-                      const real **list) {
+static operand_rows find_rows(const frnn_run *run, const frnn_run *shard, int64_t k, operand what, int64_t n, int64_t count,
+                              const real **list) {
     const place at = place_of(shard, n);
     int64_t ld = 0, s = at.s, r = at.r;
     if (!run->perm) { /* steps, too, stand at even distances */
         const real *const step = operand_row(run, k, what, (place){s, row_of_shard(run, shard, 0)}, &ld);
         const int64_t outer = k % run->weights->spec.num_directions ? -run->batch : run->batch;
         const int64_t apart = what == INPUT && !run->lanes[k].x_packed ? outer : run->B;
-        if (shard->B == 1) return (rows){.row = step, .ld = apart * ld, .height = INT64_MAX};
-        if (apart == shard->B) return (rows){.row = step + r * ld, .ld = ld, .height = INT64_MAX};
-        return (rows){step + r * ld, step, ld, r, shard->B, apart * ld, NULL};
+        if (shard->B == 1) return (operand_rows){.row = step, .ld = apart * ld, .height = INT64_MAX};
+        if (apart == shard->B) return (operand_rows){.row = step + r * ld, .ld = ld, .height = INT64_MAX};
+        return (operand_rows){step + r * ld, step, ld, r, shard->B, apart * ld, NULL};
     }
     if (run == shard && (what == GATES || what == PROJECTED)) { /* by packed number */
         const real *const row = operand_row(run, k, what, at, &ld);
-        return (rows){.row = row, .ld = ld, .height = INT64_MAX};
+        return (operand_rows){.row = row, .ld = ld, .height = INT64_MAX};
     }
     const int one_by_one = run != shard || (what == INPUT && input_scattered(run, &run->lanes[k]));
     for (int64_t i = 0; i < count;) {
@@ -94,7 +94,7 @@ static rows find_rows(const frnn_run *run, const frnn_run *shard, int64_t k, ope
         for (r += end - i; i < end; i++, row += ld) list[i] = row;
         if (r == active(shard, s)) r = 0, s++; /* or all is done */
     }
-    return (rows){.list = list};
+    return (operand_rows){.list = list};
 }
 
 /* How many columns of a right operand meet all of the left one before the next do. To pack the left one anew, vector by vector
@@ -169,7 +169,7 @@ typedef struct weight_grad {
 } weight_grad;
 
 /* Vectors 0 to `last` of each row from column c on, that of `lanes` lanes. */
-INLINE void copy_columns(rows from, int64_t depth, int64_t c, const int last, int lanes, real *to, int64_t ld) {
+INLINE void copy_columns(operand_rows from, int64_t depth, int64_t c, const int last, int lanes, real *to, int64_t ld) {
     for (int64_t d = 0; d < depth; d++, to += ld) {
         const real *const row = next_row(&from) + c;
         for (int v = 0; v < last; v++) v_store(to + v * LANES, v_load(row + v * LANES));
@@ -179,7 +179,7 @@ INLINE void copy_columns(rows from, int64_t depth, int64_t c, const int last, in
 
 /* A vector of each row of a left operand, that at `at`, and their sum, in four parts: an addition must not wait for the last
  * one. */
-INLINE vec copy_vectors(rows from, int64_t depth, int64_t at, const int line, real *to) {
+INLINE vec copy_vectors(operand_rows from, int64_t depth, int64_t at, const int line, real *to) {
     vec sum[4] = {0};
     for (int64_t d = 0; d < depth; d++) {
         const vec a = v_load((line ? from.row + d * from.ld : next_row(&from)) + at);
@@ -193,7 +193,8 @@ INLINE vec copy_vectors(rows from, int64_t depth, int64_t at, const int line, re
  * reals (farther apart than a few times what a tile takes of each they push each other out of L2) and in whole vectors;
  * else packed. */
 enum { IN_PLACE = 6 * GROUP };
-static lines right_operand(const scratch *mine, const weight_grad *job, rows from, int64_t depth, int64_t c0, int64_t width) {
+static lines right_operand(const scratch *mine, const weight_grad *job, operand_rows from, int64_t depth, int64_t c0,
+                           int64_t width) {
     const real *const first = from.list ? from.list[0] : from.row;
     const int64_t ld = !from.list ? from.ld : depth > 1 ? from.list[1] - first : 0;
     int64_t even = in_line(&from, depth) ? depth : 0;
@@ -223,8 +224,8 @@ static void add_weight_grad(const frnn_run *run, const frnn_run *shard, const sc
     const int64_t most = grad_columns(run->l2);
     for (int64_t piece = 0; piece < pieces; piece++) {
         const int64_t n = n0 + (n1 - n0) * piece / pieces, depth = n0 + (n1 - n0) * (piece + 1) / pieces - n;
-        const rows from = find_rows(run, shard, k, job->left, n, depth, (const real **)mine->to);
-        const rows beside = find_rows(run, shard, k, job->right, n, depth, mine->from);
+        const operand_rows from = find_rows(run, shard, k, job->left, n, depth, (const real **)mine->to);
+        const operand_rows beside = find_rows(run, shard, k, job->right, n, depth, mine->from);
         int64_t c0 = 0;
         do { /* once at least, for the biases */
             const int64_t width = least(most, job->columns - c0);
@@ -264,21 +265,25 @@ static void add_weight_grads(const frnn_run *run, const frnn_run *shard, const s
     }
 }
 
-/* The gradient of a gate's diagonal peephole, [units]: over a shard's rows [n0, n1) the sum of da c. */
-static void add_peephole_grad(const frnn_run *run, const frnn_run *shard, const scratch *mine, int64_t k, int plane, operand cell,
-                              int64_t n0, int64_t n1, int rank, int size, real *out) {
+/* The gradients of diagonal peepholes, of all gates but g: over a shard's rows [n0, n1) the sums of da c. */
+static void add_peephole_grads(const frnn_run *run, const frnn_run *shard, const scratch *mine, int64_t k, int64_t n0, int64_t n1,
+                               int rank, int size, real *out) {
     const frnn_weights *w = run->weights;
     const int64_t groups = w->Hp / LANES;
     for (int64_t n = n0; n < n1; n += GRAD_ROWS) {
         const int64_t depth = least(GRAD_ROWS, n1 - n);
-        const rows from = find_rows(run, shard, k, GATES, n, depth, (const real **)mine->to);
-        const rows beside = find_rows(run, shard, k, cell, n, depth, mine->from);
-        for (int64_t u = groups * rank / size * LANES; u < groups * (rank + 1) / size * LANES; u += LANES) {
-            vec sum = v_load_n(out + u, lanes_left(w->H, u));
-            rows left = from, right = beside;
-            for (int64_t d = 0; d < depth; d++)
-                sum = v_fma(v_load(next_row(&left) + plane * w->Hp + u), v_load(next_row(&right) + u), sum);
-            v_store_n(out + u, sum, lanes_left(w->H, u));
+        const operand_rows from = find_rows(run, shard, k, GATES, n, depth, (const real **)mine->to);
+        for (int gate = 0; gate < w->gates - 1; gate++) {
+            const int is_o = gate == w->gates - 2; /* behind g, and it sees the new c */
+            const operand_rows beside = find_rows(run, shard, k, is_o ? NEW_CELL : CELL, n, depth, mine->from);
+            for (int64_t u = groups * rank / size * LANES; u < groups * (rank + 1) / size * LANES; u += LANES) {
+                real *const to = out + gate * w->H + u;
+                vec sum = v_load_n(to, lanes_left(w->H, u));
+                operand_rows left = from, right = beside;
+                for (int64_t d = 0; d < depth; d++)
+                    sum = v_fma(v_load(next_row(&left) + (gate + is_o) * w->Hp + u), v_load(next_row(&right) + u), sum);
+                v_store_n(to, sum, lanes_left(w->H, u));
+            }
         }
     }
 }
@@ -315,11 +320,7 @@ static void add_track_grads(const frnn_run *run, const frnn_run *shard, const sc
         count = 3;
     }
     add_weight_grads(run, shard, mine, k, jobs, count, n0, n1, rank, size);
-    if (grads[5]) /* all gates but g, and o sees the new c */
-        for (int row = 0; row < w->gates - 1; row++) {
-            const int is_o = row == w->gates - 2;
-            add_peephole_grad(run, shard, mine, k, row + is_o, is_o ? NEW_CELL : CELL, n0, n1, rank, size, (real *)grads[5] + row * H);
-        }
+    if (grads[5]) add_peephole_grads(run, shard, mine, k, n0, n1, rank, size, grads[5]);
 }
 
 /* dx = da W_ih for rows [n0, n1), this thread's part; the second direction adds to what the first has written. */

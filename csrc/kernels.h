@@ -63,9 +63,9 @@ static void pack(void *arg, int rank, int size) {
                 if (j < H && b_hh && !(gru && !before && block == 2)) b += b_hh[block * H + j];
                 ((real *)t->bx)[v * Hp + j] = b;
                 if (ch && v < G - 1) ((real *)t->eye)[v * Hp + j] = j < H ? ch[v * H + j] : 0;
-                if (t->bq) ((real *)t->bq)[j] = j < H && b_hh ? b_hh[2 * H + j] : 0;
             }
         }
+        for (int64_t j = h0 * LANES; t->bq && j < h1 * LANES; j++) ((real *)t->bq)[j] = j < H && b_hh ? b_hh[2 * H + j] : 0;
         pack_panels(t->wx, t->wx_panel, backward ? t->wxt : NULL, from_x, G, I, H, Hp, h0, h1);
         pack_panels(t->wh, t->wh_panel, backward ? t->wht : NULL, from_h, w->h_vecs, P, H, Hp, h0, h1);
         if (before) pack_panels(t->wn, H * LANES, backward ? t->wnt : NULL, from_h + 2, 1, H, H, Hp, h0, h1);
@@ -263,12 +263,12 @@ static void store_state(const frnn_run *run, const share *me, void *from, real *
     }
 }
 
-/* Zero the rows past the ends of sequences in a [T, B] array of rows of ld reals, n of them at this direction's. */
-static void clear_past_ends(const frnn_run *run, real *rows, int64_t n, int64_t ld, int rank, int size) {
+/* Zero the rows past the ends of sequences in a [T, B] array of rows of n reals. */
+static void clear_past_ends(const frnn_run *run, real *rows, int64_t n, int rank, int size) {
     if (!run->perm || !rows) return;
     for (int64_t r = run->B * rank / size; r < run->B * (rank + 1) / size; r++)
         for (int64_t t = run->length[r]; t < run->T; t++)
-            memset(rows + (t * run->batch + run->perm[r]) * ld, 0, (size_t)n * sizeof(real));
+            memset(rows + (t * run->batch + run->perm[r]) * n, 0, (size_t)n * sizeof(real));
 }
 
 /* The state or gradient of track k in a caller's [L*D, B, n] array, or NULL. */
@@ -304,7 +304,7 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
     real *bias[8];
     for (int m = 0; m < 8; m++) bias[m] = lane->w->bx;
     const int far = weights_far(run, w->Hp / LANES, p1 - p0, panel);
-    int fetch = !lane->x_chunked && fetch_ahead(run, I, lane->x_ld); /* once: the next panels find these rows near */
+    int from_afar = !lane->x_chunked && fetch_ahead(run, I, lane->x_ld); /* once: the next panels find these rows near */
     for (int64_t left = rows ? p1 - p0 : 0; left > 0;) {
         const shape form = shape_of(w->gates, 0, rows, left);
         const int64_t p = down ? p0 + left - form.panels : p1 - left;
@@ -314,7 +314,7 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
         for (int64_t n = 0; n < rows;) {
             const int height = tile_rows(rows - n, form.most);
             const edge start_at = {bias, p * LANES, w->Hp, &ask.next}, end_at = {mine->to + n, p * LANES, w->Hp};
-            for (int64_t m = n + height; fetch && m < least(rows, n + 2 * height); m++) fetch_rows(mine->from[m], 0, 0, 1, 0, I);
+            for (int64_t m = n + height; from_afar && m < least(rows, n + 2 * height); m++) fetch(mine->from[m], I);
             const terms all = {mine->from + n, 0, I, NULL};
             tile_of(&form, &ask, height)(&all, weights + p * panel, panel, &start_at, &end_at);
             n += height;
@@ -324,7 +324,7 @@ static void project_input(const frnn_run *run, const share *me, const scratch *m
                 for (int64_t u = p * LANES; u < (p + form.panels) * LANES; u += LANES)
                     v_store(mine->to[n] + PLANE_Q * w->Hp + u, v_load((const real *)lane->w->bq + u));
         left -= form.panels;
-        fetch = 0;
+        from_afar = 0;
     }
 }
 
@@ -447,8 +447,8 @@ static void forward(void *arg, int rank, int size) {
     } while (s0 < run->T);
     if (waves) fall_behind(run, run->groups - 1 - group);
     if (run->fills) mine.own->steps += run->T;
-    clear_past_ends(run, run->lanes[(L - 1) * D].y, D * w->P, D * w->P, rank, size);
-    clear_past_ends(run, run->call->cells, D * w->H, D * w->H, rank, size);
+    clear_past_ends(run, run->lanes[(L - 1) * D].y, D * w->P, rank, size);
+    clear_past_ends(run, run->call->cells, D * w->H, rank, size);
     v_flush_restore(flush);
 }
 
@@ -629,7 +629,7 @@ static void backward(void *arg, int rank, int size) {
         const scratch mine = carve(run, rank);
         int group;
         const share me = share_of(run, rank, size, &group);
-        clear_past_ends(run, run->grads->dx, w->tracks[0].I, w->tracks[0].I, rank, size);
+        clear_past_ends(run, run->grads->dx, w->tracks[0].I, rank, size);
         if (run->index) clear_grads(run, rank, size);
         for (int i = 1; i < run->shards; i++) clear_grads(&run->shard[i], rank, size);
         if (size > 1 && (run->index || run->shards > 1)) frnn_barrier_wait(run->team);

@@ -4,7 +4,7 @@
  * handed to the team with the kernels of the chosen instruction set. No arithmetic on data. Next: kernels.h, what a thread
  * then does.
  */
-#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,14 +16,14 @@
 
 struct frnn_plan {
     const frnn_weights *weights;
-    pthread_mutex_t lock;
+    _Atomic uint32_t owner; /* the process whose call is under way, see frnn_process(), or 0 */
     frnn_barrier team, group[FRNN_MAX_GROUPS];
     void *scratch[FRNN_MAX_THREADS];
     frnn_lane *lanes; /* [L*D] */
     void **between;   /* [L] layer l's input buffer */
     void *memory;     /* the workspace: grows to the largest call's need */
     size_t bytes;
-    frnn_trial trials[3]; /* forward, forward with a tape, backward */
+    frnn_trial trials[3][FRNN_TRIALS]; /* forward, forward with a tape, backward */
     frnn_run run;         /* the call under way, or the last, whose arrays may be gone */
     frnn_run shard[FRNN_SHARDS]; /* where it is sharded, its parts */
     frnn_trial *doubt;    /* that decided how the run is shared, or NULL */
@@ -58,7 +58,7 @@ int frnn_plan_new(const frnn_weights *weights, frnn_plan **out) {
     plan->weights = weights;
     plan->lanes = calloc((size_t)(L * weights->spec.num_directions), sizeof *plan->lanes);
     plan->between = calloc((size_t)L, sizeof *plan->between);
-    if (!plan->lanes || !plan->between || pthread_mutex_init(&plan->lock, NULL)) {
+    if (!plan->lanes || !plan->between) {
         free(plan->lanes);
         free(plan->between);
         free(plan);
@@ -68,9 +68,24 @@ int frnn_plan_new(const frnn_weights *weights, frnn_plan **out) {
     return FRNN_OK;
 }
 
+/* Take a plan for a call; whether it was free. In a forked child a call that the parent had under way is nobody's: what it may
+ * have left half done is forgotten, and the memory, which it may have been about to replace, is left where it is. */
+static int take_plan(frnn_plan *plan) {
+    const uint32_t process = frnn_process();
+    uint32_t owner = 0;
+    if (atomic_compare_exchange_strong(&plan->owner, &owner, process)) return 1;
+    if (owner == process || !atomic_compare_exchange_strong(&plan->owner, &owner, process)) return 0;
+    plan->memory = NULL;
+    plan->bytes = 0;
+    plan->settled = 0;
+    return 1;
+}
+
+static void give_back(frnn_plan *plan) { atomic_store_explicit(&plan->owner, 0, memory_order_release); }
+
 void frnn_plan_free(frnn_plan *plan) {
     if (!plan) return;
-    pthread_mutex_destroy(&plan->lock);
+    take_plan(plan); /* for what a fork has cut off to be forgotten */
     free(plan->lanes);
     free(plan->between);
     free(plan->memory);
@@ -426,8 +441,11 @@ static int run_call(frnn_plan *plan, const frnn_call *call, const frnn_grads *gr
     const frnn_weights *w = plan->weights;
     int code = check_call(w, call);
     if (code) return code;
-    if (pthread_mutex_trylock(&plan->lock)) {
-        /* Someone else's call is under way, or was when this process was forked: take a workspace for this call. */
+    if (call->B == 0) { /* nothing to read, nor to write */
+        if (sharded) *sharded = 0;
+        return FRNN_OK;
+    }
+    if (!take_plan(plan)) { /* someone else's call is under way: a workspace for this one */
         frnn_plan *own = NULL;
         code = frnn_plan_new(w, &own);
         if (!code) code = run_call(own, call, grads, x, y, sharded);
@@ -448,7 +466,7 @@ static int run_call(frnn_plan *plan, const frnn_call *call, const frnn_grads *gr
         else frnn_team_run(run->size, task, run);
         if (doubt) frnn_note_trial(doubt, run->size > 1, (double)(frnn_now_ns() - begin) / (double)run->rows);
     }
-    pthread_mutex_unlock(&plan->lock);
+    give_back(plan);
     return code;
 }
 
@@ -491,10 +509,7 @@ int frnn_backward(frnn_plan *plan, const frnn_call *call, const frnn_grads *grad
     if (!call->tape || !grads->dh0 || (w->spec.kind == FRNN_KIND_LSTM && !grads->dc0) || !grads->params ||
         (!call->x && w->spec.input_size))
         return FRNN_ERROR_NULL;
-    for (int64_t k = 0; k < w->spec.num_layers * w->spec.num_directions; k++) {
-        void *const *p = grads->params + 6 * k;
-        if (!p[0] || !p[1] || (w->spec.proj_size && !p[4]) || (w->spec.peephole == FRNN_PEEPHOLE_DIAGONAL && !p[5])) return FRNN_ERROR_NULL;
-    }
+    if (!frnn_has_parameters(w, (const void *const *)grads->params)) return FRNN_ERROR_NULL;
     return run_call(plan, call, grads, call->x, call->y, NULL);
 }
 

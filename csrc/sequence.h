@@ -28,12 +28,12 @@ INLINE int64_t first(const frnn_run *run, int64_t s) { return run->first ? run->
 /* The row of the caller's [T, B] arrays that sorted row r reads and writes at step s: a step's rows lie in order from
  * step_row() on, or with lengths at so many rows behind it as places() says. */
 INLINE const int64_t *places(const frnn_run *run, int reverse) { return reverse ? run->last : run->perm; }
+INLINE int64_t place_among(const int64_t *place, int64_t r) { return place ? place[r] : r; }
 INLINE int64_t step_row(const frnn_run *run, int reverse, int64_t s) {
     return (reverse ? (run->perm ? 0 : run->T - 1) - s : s) * run->batch + run->row0;
 }
 INLINE int64_t outer_row(const frnn_run *run, int reverse, int64_t s, int64_t r) {
-    const int64_t *const place = places(run, reverse);
-    return step_row(run, reverse, s) + (place ? place[r] : r);
+    return step_row(run, reverse, s) + place_among(places(run, reverse), r);
 }
 INLINE int64_t outer_batch(const frnn_run *run, int64_t r) { return run->perm ? run->perm[r] : run->row0 + r; }
 INLINE int64_t steps_of(const frnn_run *run, int64_t r) { return run->length ? run->length[r] : run->T; }
@@ -202,8 +202,7 @@ INLINE const real *step_input(const step *k, int64_t r) { return input_row(k->ru
 
 /* The row of y, and of its gradient, that row r writes. */
 INLINE int64_t output_row(const step *k, int64_t r) {
-    const int64_t *const place = places(k->run, k->reverse);
-    return k->y_row + (place ? place[r] : r);
+    return k->y_row + place_among(places(k->run, k->reverse), r);
 }
 
 /* A step's rows of y or its gradient: in order from `row` on, or at their places, counted from row `from` of all. */

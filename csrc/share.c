@@ -33,6 +33,13 @@ enum { TRIAL_EARLY = 64 };
 static int is_early(unsigned call) { return call < TRIAL_PERIOD / 4; }
 static unsigned trial_place(unsigned call) { return call % (is_early(call) ? TRIAL_EARLY : TRIAL_PERIOD); }
 
+/* The trial of a key, or the one that makes room for it, any of them: where there are more sizes than trials, some stay. */
+static frnn_trial *find_trial(frnn_trial trials[FRNN_TRIALS], int64_t key) {
+    for (int i = 0; i < FRNN_TRIALS; i++)
+        if (trials[i].key == key || trials[i].key == 0) return &trials[i]; /* they fill up in order, and no key is 0 */
+    return &trials[((uint64_t)key * UINT64_C(0x9e3779b97f4a7c15) >> 32) % FRNN_TRIALS];
+}
+
 /* As was better, but for some calls in a row that try both ways. */
 int frnn_choose_by_trial(frnn_trial *t, int64_t key) {
     if (t->key != key) *t = (frnn_trial){.key = key};
@@ -151,7 +158,7 @@ static double waves_ns(const frnn_run *run, double of_group, int groups, double 
 }
 
 /* The threads, and what each owns; the trial that decided, or NULL. */
-static frnn_trial *choose_threads(frnn_run *run, frnn_trial trials[3]) {
+static frnn_trial *choose_threads(frnn_run *run, frnn_trial trials[3][FRNN_TRIALS]) {
     const frnn_weights *w = run->weights;
     const int team = frnn_get_threads();
     const int64_t D = w->spec.num_directions, L = w->spec.num_layers;
@@ -181,10 +188,11 @@ static frnn_trial *choose_threads(frnn_run *run, frnn_trial trials[3]) {
     if (shared >= (whole >= SMALL_NS ? 1 : run->taped ? HOPELESS_TAPED : HOPELESS) * whole) return NULL;
     frnn_trial *doubt = NULL;
     if (shared > SURE * whole || whole < SMALL_NS) {
-        doubt = &trials[run->grads ? 2 : run->taped];
         int bucket = 0; /* of T: a long sequence is worth more than a short one */
         for (int64_t T = run->T; T > 1; T /= 2) bucket++;
-        if (!frnn_choose_by_trial(doubt, run->B * 64 + bucket)) return doubt;
+        const int64_t key = run->B * 64 + bucket;
+        doubt = find_trial(trials[run->grads ? 2 : run->taped], key);
+        if (!frnn_choose_by_trial(doubt, key)) return doubt;
     }
     run->size = team;
     run->groups = groups;
@@ -223,7 +231,7 @@ static int is_last_first(const frnn_run *run) {
            thread_rows(run) * s->num_directions * run->weights->P * s->real_size <= FRNN_APART;
 }
 
-frnn_trial *frnn_share(frnn_run *run, frnn_trial trials[3]) {
+frnn_trial *frnn_share(frnn_run *run, frnn_trial trials[3][FRNN_TRIALS]) {
     run->l1 = frnn_this_machine()->l1;
     run->l2 = frnn_this_machine()->l2;
     choose_chunk(run);

@@ -13,6 +13,9 @@ typedef struct frnn_trial {
     double ns[2]; /* a step of a row: alone, by the team */
 } frnn_trial;
 
+/* Trials of a kind: where calls are of several sizes by turns, as the last batch of an epoch is, each size has its own. */
+enum { FRNN_TRIALS = 16 };
+
 /* Whether the next call of this kind is the team's; and how long it took. */
 int frnn_choose_by_trial(frnn_trial *t, int64_t key);
 void frnn_note_trial(frnn_trial *t, int team, double ns);
@@ -23,6 +26,6 @@ int frnn_shards(const frnn_weights *w, int64_t T, int64_t B);
 
 /* Decide how a run is shared whose weights and sizes are known, its chunk, and what follows from both. The trial that decided, of
  * forward, forward with a tape or backward, or NULL. */
-frnn_trial *frnn_share(frnn_run *run, frnn_trial trials[3]);
+frnn_trial *frnn_share(frnn_run *run, frnn_trial trials[3][FRNN_TRIALS]);
 
 #endif

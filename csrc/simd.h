@@ -12,6 +12,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "control.h"
+
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
@@ -191,29 +193,14 @@ INLINE bits v_first(int n) {
 }
 
 /* Subnormal numbers make some steps twenty times slower and mean nothing here: flush them to zero
- * while a kernel runs. v_flush_on returns what v_flush_restore needs. */
-#if defined(__x86_64__) || defined(__i386__)
-#include <xmmintrin.h>
+ * while a kernel runs. v_flush_on returns what v_flush_restore needs, which on x86 brings the exception flags back too: the
+ * kernels' own underflows are nobody's business. */
 INLINE uint64_t v_flush_on(void) {
-    const unsigned before = _mm_getcsr();
-    _mm_setcsr(before | 0x8040); /* FTZ, DAZ */
+    const uint64_t before = frnn_control();
+    frnn_set_control(before | FRNN_FLUSH);
     return before;
 }
-INLINE void v_flush_restore(uint64_t before) {
-    /* Keep the exception flags as they were: the kernels' own underflows are nobody's business. */
-    _mm_setcsr((unsigned)before);
-}
-#elif defined(__aarch64__)
-INLINE uint64_t v_flush_on(void) {
-    uint64_t before;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
-    __asm__ volatile("msr fpcr, %0" : : "r"(before | (1ull << 24)));
-    return before;
-}
-INLINE void v_flush_restore(uint64_t before) { __asm__ volatile("msr fpcr, %0" : : "r"(before)); }
-#else
-INLINE uint64_t v_flush_on(void) { return 0; }
-INLINE void v_flush_restore(uint64_t before) { (void)before; }
-#endif
+INLINE void v_flush_restore(uint64_t before) { frnn_set_control(before); }
+
 
 #endif

@@ -15,6 +15,7 @@
 #include <stddef.h>
 #include <time.h>
 
+#include "control.h"
 #include "cpu.h"
 
 #if defined(__linux__)
@@ -211,20 +212,27 @@ typedef struct place {
 #endif
 } place;
 
-/* A worker's letter box. The job is written first, then the word moves. */
-typedef struct slot {
-    _Alignas(FRNN_CACHE_LINE) word job;
-    int rank, size;
+/* What there is to do, and the caller's floating-point control word: the parts of a task must not round apart. */
+typedef struct order {
+    int size;
     frnn_task task;
     void *arg;
+    uint64_t control;
+} order;
+
+/* A worker's letter box. The order is written first, then the word moves. */
+typedef struct slot {
+    _Alignas(FRNN_CACHE_LINE) word job;
+    int rank;
+    order order;
     int from;       /* the processor that handed it over */
     int64_t posted; /* when it did, if the worker had to be woken, or 0 */
     place place;
 } slot;
 
 static struct {
-    atomic_flag busy; /* whoever sets it is the caller, and owns all that follows */
-    int workers;      /* threads there are */
+    atomic_flag busy;    /* whoever sets it is the caller, and owns all that follows */
+    _Atomic int workers; /* threads there are: others may ask */
     slot slots[FRNN_MAX_THREADS]; /* [rank]; the caller's is not used */
     _Alignas(FRNN_CACHE_LINE) _Atomic int running; /* workers still in the job */
     word done;                                     /* moves when there are none */
@@ -237,11 +245,14 @@ static int processor(void)
     return sched_getcpu();
 }
 
+/* A worker is the whole process's: it may run where the main thread may, wherever its first caller has been put. */
 static void settle(place *own)
 {
     own->thread = (pid_t)syscall(SYS_gettid);
     own->barred = -1;
-    if (sched_getaffinity(own->thread, sizeof own->home, &own->home) != 0)
+    if (sched_getaffinity(getpid(), sizeof own->home, &own->home) == 0)
+        sched_setaffinity(own->thread, sizeof own->home, &own->home);
+    else
         CPU_ZERO(&own->home);
     own->given = own->home;
 }
@@ -284,16 +295,14 @@ static void bar(place *own, int from)
 
 /* Hand the job on to the ranks that follow this one in a binomial tree: rank + 2^k for every 2^k above rank. Waking
  * a sleeper costs microseconds, so no thread does it for all. */
-static void hand_on(int rank, int size, frnn_task task, void *arg)
+static void hand_on(int rank, const order *what)
 {
     int step = 1;
     while (step <= rank)
         step *= 2;
-    for (; rank + step < size; step *= 2) {
+    for (; rank + step < what->size; step *= 2) {
         slot *next = &team.slots[rank + step];
-        next->size = size;
-        next->task = task;
-        next->arg = arg;
+        next->order = *what;
         next->from = processor();
         next->posted = 0;
         if (atomic_load_explicit(&next->job, memory_order_acquire) & ASLEEP) {
@@ -318,52 +327,77 @@ static void *work(void *arg)
         seen = read_word(&own->job); /* now: there may be a next job as soon as this one is done */
         if (own->from == processor())
             bar(&own->place, own->from);
-        hand_on(own->rank, own->size, own->task, own->arg);
-        own->task(own->arg, own->rank, own->size);
+        hand_on(own->rank, &own->order);
+        frnn_set_control(own->order.control);
+        own->order.task(own->order.arg, own->rank, own->order.size);
         if (atomic_fetch_sub_explicit(&team.running, 1, memory_order_acq_rel) == 1)
             move_word(&team.done, read_word(&team.done) + NEXT);
     }
     return NULL;
 }
 
-/* A forked child has the calling thread alone, whatever the others were doing. */
+static _Atomic int most;     /* that the team may be, or 0: not asked yet */
+static uint32_t process = 1; /* how many-th in its line of forks */
+
+static int workers(void)
+{
+    return atomic_load_explicit(&team.workers, memory_order_relaxed);
+}
+
+/* A forked child has the calling thread alone, whatever the others were doing, and may be given other processors. */
 static void start_afresh(void)
 {
+    process++;
+    atomic_store_explicit(&most, 0, memory_order_relaxed);
     for (int rank = 1; rank < FRNN_MAX_THREADS; rank++)
         atomic_init(&team.slots[rank].job, 0);
     atomic_init(&team.done, 0);
-    team.workers = 0;
+    atomic_store_explicit(&team.workers, 0, memory_order_relaxed);
     forget_sleepers();
     atomic_flag_clear_explicit(&team.busy, memory_order_release);
 }
 
-static void watch_forks(void)
+static void at_forks(void)
 {
     pthread_atfork(NULL, NULL, start_afresh);
 }
 
-/* Create workers until there are so many, or as many as can be. They take no signals: those belong to the threads
- * of the program, Python's handlers to its main one. */
-static void hire(int workers)
+static void watch_forks(void)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, watch_forks);
+    pthread_once(&once, at_forks);
+}
+
+uint32_t frnn_process(void)
+{
+    watch_forks();
+    return process;
+}
+
+/* Create workers until there are so many, or as many as can be. They take no signals, which belong to the threads of the
+ * program, Python's handlers to its main one: none but for those of their own faults, which kill unheard where they are
+ * blocked. */
+static void hire(int wanted)
+{
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
+    watch_forks();
 
     pthread_attr_t attributes;
     if (pthread_attr_init(&attributes) != 0)
         return;
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    while (team.workers < workers) {
-        slot *next = &team.slots[team.workers + 1];
-        next->rank = team.workers + 1;
+    sigset_t blocked, before;
+    sigfillset(&blocked);
+    for (unsigned i = 0; i < sizeof faults / sizeof *faults; i++)
+        sigdelset(&blocked, faults[i]);
+    pthread_sigmask(SIG_SETMASK, &blocked, &before);
+    for (int rank = workers() + 1; rank <= wanted; rank++) {
+        team.slots[rank].rank = rank;
         pthread_t thread;
-        if (pthread_create(&thread, &attributes, work, next) != 0)
+        if (pthread_create(&thread, &attributes, work, &team.slots[rank]) != 0)
             break;
-        team.workers++;
+        atomic_store_explicit(&team.workers, rank, memory_order_relaxed);
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attributes);
@@ -377,14 +411,14 @@ int frnn_team_run(int size, frnn_task task, void *arg)
         task(arg, 0, 1);
         return 1;
     }
-    if (team.workers < size - 1)
+    if (workers() < size - 1)
         hire(size - 1);
-    if (team.workers < size - 1)
-        size = team.workers + 1;
+    if (workers() < size - 1)
+        size = workers() + 1;
 
     uint32_t done = read_word(&team.done);
     atomic_store_explicit(&team.running, size - 1, memory_order_relaxed);
-    hand_on(0, size, task, arg);
+    hand_on(0, &(order){size, task, arg, frnn_control()});
     task(arg, 0, size);
     if (size > 1)
         await(&team.done, done, &vain);
@@ -394,7 +428,7 @@ int frnn_team_run(int size, frnn_task task, void *arg)
 
 int frnn_team_awake(void)
 {
-    return team.workers > 0 && !(atomic_load_explicit(&team.slots[1].job, memory_order_relaxed) & ASLEEP);
+    return workers() > 0 && !(atomic_load_explicit(&team.slots[1].job, memory_order_relaxed) & ASLEEP);
 }
 
 /* ----------------------------------------------------------------------------------------------------------- size */
@@ -403,13 +437,13 @@ static _Atomic int threads; /* 0: nobody has said, so as many as make sense */
 
 int frnn_team_limit(void)
 {
-    static _Atomic int limit;
-    int n = atomic_load_explicit(&limit, memory_order_relaxed);
+    int n = atomic_load_explicit(&most, memory_order_relaxed);
     if (n == 0) {
+        watch_forks();
         n = frnn_cpu_count("");
         if (n > FRNN_MAX_THREADS)
             n = FRNN_MAX_THREADS;
-        atomic_store_explicit(&limit, n, memory_order_relaxed);
+        atomic_store_explicit(&most, n, memory_order_relaxed);
     }
     return n;
 }
@@ -424,6 +458,6 @@ int frnn_set_threads(int n)
 
 int frnn_get_threads(void)
 {
-    int n = atomic_load_explicit(&threads, memory_order_relaxed);
-    return n ? n : frnn_team_limit();
+    int n = atomic_load_explicit(&threads, memory_order_relaxed), limit = frnn_team_limit();
+    return n && n < limit ? n : limit; /* what was said in a parent may be too much here */
 }

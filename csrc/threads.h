@@ -24,7 +24,8 @@ typedef void (*frnn_task)(void *arg, int rank, int size);
  *
  * Returns the size really used, which is also the one that the task is given: fewer than asked where threads cannot
  * be created, and 1, the caller alone, while the team works for another caller. That includes a task that calls
- * this again. What was written before the call is visible to the task, and the task's writes to the caller. */
+ * this again. What was written before the call is visible to the task, and the task's writes to the caller. Floating-point
+ * control words are the caller's on all of them. */
 int frnn_team_run(int size, frnn_task task, void *arg);
 
 /* Nanoseconds of a clock that never goes back. */
@@ -32,6 +33,10 @@ int64_t frnn_now_ns(void);
 
 /* Whether the team is awake: it has worked a moment ago, so that to call it costs little. */
 int frnn_team_awake(void);
+
+/* Which process this is of a line of forks: another number in a child than in its parent. Threads that a fork leaves behind are
+ * told by it. */
+uint32_t frnn_process(void);
 
 /* A point where `size` threads wait for each other, as often as wanted. What any of them wrote before is visible to
  * all of them after. It lies with its owner, needs no destruction, and is free once the last thread has left. */

@@ -116,13 +116,9 @@ int frnn_weights_new(const frnn_spec *spec, const char *isa, frnn_weights **out)
 
 int frnn_weights_pack(frnn_weights *w, const void *const *params, int backward) {
     if (!w || !params) return FRNN_ERROR_NULL;
-    const frnn_spec *s = &w->spec;
-    for (int64_t k = 0; k < s->num_layers * s->num_directions; k++) {
-        const void *const *p = params + 6 * k;
-        if (!p[0] || !p[1] || (s->proj_size && !p[4]) || (s->peephole == FRNN_PEEPHOLE_DIAGONAL && !p[5])) return FRNN_ERROR_NULL;
-    }
+    if (!frnn_has_parameters(w, params)) return FRNN_ERROR_NULL;
     frnn_packing job = {.weights = w, .params = params, .backward = backward};
-    const double ns = (double)w->bytes / PACK_BYTES_PER_NS[narrow(w->lanes, s->real_size)];
+    const double ns = (double)w->bytes / PACK_BYTES_PER_NS[narrow(w->lanes, w->spec.real_size)];
     frnn_team_run(threads_for(ns), w->kernels->pack, &job);
     w->packed = 1;
     w->packed_backward = backward;

@@ -143,16 +143,16 @@ kernels.h: states stand in sorted order
 + v_store_n(to + r * n + u,
 
 sequence.h: reverse starts in the padding
-- return step_row(run, reverse, s) + (place ? place[r] : r);
-+ return (reverse ? run->T - 1 - s : s) * run->batch + run->row0 + (place ? run->perm[r] : r);
+- return step_row(run, reverse, s) + place_among(places(run, reverse), r);
++ return (reverse ? run->T - 1 - s : s) * run->batch + run->row0 + place_among(run->perm, r);
 
 kernels.h: reverse reads forwards
 - from = input_row(run, lane, reverse, s, me->r0);
 + from = input_row(run, lane, 0, s, me->r0);
 
 kernels.h: the padding is not cleared
-- memset(rows + (t * run->batch + run->perm[r]) * ld, 0,
-+ memset(rows + (t * run->batch + run->perm[r]) * ld, 1,
+- memset(rows + (t * run->batch + run->perm[r]) * n, 0,
++ memset(rows + (t * run->batch + run->perm[r]) * n, 1,
 
 kernels.h: no bias_hh
 - b += b_hh[block * H + j];
@@ -243,8 +243,8 @@ gradient.h: gradients replace what was there
 + v_store_n(bias,
 
 gradient.h: every block of rows starts from the first row
-- const rows from = find_rows(run, shard, k, job->left, n,
-+ const rows from = find_rows(run, shard, k, job->left, n0,
+- const operand_rows from = find_rows(run, shard, k, job->left, n,
++ const operand_rows from = find_rows(run, shard, k, job->left, n0,
 
 sequence.h: a shard's steps begin with the first one's rows
 - * run->batch + run->row0;

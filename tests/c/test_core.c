@@ -1,4 +1,5 @@
-/* The core through its public header alone: every cell it runs, both types, stacks, lengths, training, threads, errors.
+/* The core through its public header: every cell it runs, both types, stacks, lengths, training, threads, errors; and by
+ * itself, how many threads share a call.
  *
  * What is checked needs no other implementation: gradients against finite differences, instruction sets and ways of
  * calling against each other, and, under the sanitizers that the Makefile builds it with, every address and every
@@ -16,6 +17,7 @@
 #endif
 
 #include "net.h"
+#include "share.h"
 
 #if defined(__GLIBC__)
 #include <malloc.h>
@@ -456,6 +458,64 @@ static void test_workspace(void)
     net_free(&again);
 }
 
+/* A batch of no rows takes no time, however many steps it has, and changes nothing. */
+static void test_no_rows(void)
+{
+    const frnn_spec spec = spec_of(FRNN_KIND_LSTM, 4, 3, 5, 2, 1);
+    net n;
+    net_new(&n, &spec, NULL, 3, 0, 0);
+    for (int taped = 0; taped < 2; taped++) {
+        n.call.T = INT64_C(1) << 40;
+        n.call.tape = taped ? n.tape.data : NULL;
+        n.call.sharded = 1;
+        expect(frnn_forward(n.plan, &n.call), FRNN_OK, "a forward of no rows");
+        CHECK(n.call.sharded == 0, "a tape of no rows is sharded");
+    }
+    for (int64_t p = 0; p < n.parameters; p++)
+        for (int64_t j = 0; j < n.dparams[p].n; j++)
+            set(&n, n.dparams[p], j, 7);
+    expect(frnn_backward(n.plan, &n.call, &n.grads), FRNN_OK, "a backward of no rows");
+    for (int64_t p = 0; p < n.parameters; p++)
+        for (int64_t j = 0; j < n.dparams[p].n; j++)
+            CHECK(get(&n, n.dparams[p], j) == 7, "no rows add to a gradient");
+    net_free(&n);
+}
+
+/* The team's part of the calls of several sizes by turns, each of which it takes twice as long for as one thread alone. */
+static double teams_part(frnn_run *run, const int64_t (*sizes)[2], int count)
+{
+    enum { CALLS = 4000 };
+    static frnn_trial trials[3][FRNN_TRIALS];
+    memset(trials, 0, sizeof trials);
+    int teams = 0;
+    for (int i = 0; i < CALLS; i++) {
+        frnn_run one = *run;
+        one.T = sizes[i % count][0], one.B = one.batch = one.shard_rows = sizes[i % count][1];
+        one.rows = one.T * one.B;
+        frnn_trial *const doubt = frnn_share(&one, trials);
+        CHECK(doubt, "sizes that leave no doubt");
+        frnn_note_trial(doubt, one.size > 1, one.size > 1 ? 2 : 1);
+        teams += one.size > 1;
+    }
+    return (double)teams / CALLS;
+}
+
+/* What is found out of one size is not forgotten for another's sake. */
+static void test_trials(void)
+{
+    static const int64_t sizes[][2] = {{20, 2}, {40, 2}, {10, 2}, {40, 7}, {10, 7}, {20, 7}, {40, 4}, {40, 8}};
+    const frnn_spec spec = spec_of(FRNN_KIND_LSTM, 4, 32, 32, 1, 1);
+    frnn_weights *weights = NULL;
+    expect(frnn_weights_new(&spec, NULL, &weights), FRNN_OK, "weights");
+    frnn_set_threads(2);
+    frnn_run run = {.weights = weights, .shards = 1};
+    for (int count = 1; count <= (int)(sizeof sizes / sizeof *sizes); count++) {
+        const double part = teams_part(&run, sizes, count);
+        CHECK(part < 0.2, "of %d sizes by turns the team, which is slower, has %.0f %%", count, 100 * part);
+    }
+    frnn_weights_free(weights);
+}
+
 /* Subnormal numbers are flushed while a kernel runs, and not a moment longer. */
 static void test_subnormals(void)
 {
@@ -769,13 +829,17 @@ static void *keep_calling(void *arg)
 static void test_fork(void)
 {
     const frnn_spec spec = spec_of(FRNN_KIND_LSTM, 4, 9, 65, 2, 2);
-    net n, busy, wanted;
+    net n, busy, wanted, large;
     net_new(&n, &spec, NULL, 25, 4, 0);
+    net_new(&large, &spec, NULL, 2000, 9, NO_TAPE);
     net_new(&busy, &spec, NULL, 25, 4, NO_TAPE);
     net_new(&wanted, &spec, NULL, 25, 4, 0);
     run(&wanted, 3);
-    frnn_plan *const own = busy.plan;
-    busy.plan = n.plan;
+    frnn_plan *const own = busy.plan, *const larges = large.plan;
+    busy.plan = large.plan = n.plan;
+    run(&n, 3);
+    net_forward(&busy);
+    const int64_t had = frnn_plan_bytes(n.plan);
     /* Not under AddressSanitizer: a thread that allocates leaves GCC 12's locked in one child of a hundred. */
     pthread_t other;
     CHECK(ASAN || pthread_create(&other, NULL, keep_calling, &busy) == 0, "no thread for the test");
@@ -784,8 +848,11 @@ static void test_fork(void)
         const pid_t child = fork();
         if (child == 0) {
             alarm(20); /* which is not inherited */
+            frnn_set_threads(TSAN ? 1 : 3); /* ThreadSanitizer does not follow a child's new threads */
+            net_forward(&large);
+            CHECK(frnn_plan_bytes(large.plan) > had, "in a child a call has not the plan's memory");
             for (int again = 0; again < 2; again++) {
-                run(&n, TSAN ? 1 : 3); /* ThreadSanitizer does not follow a child's new threads */
+                run(&n, TSAN ? 1 : 3);
                 check_same(&n, &wanted, "in a child", results_of(&n));
             }
             _exit(0);
@@ -799,7 +866,8 @@ static void test_fork(void)
     stop = 1;
     if (!ASAN)
         pthread_join(other, NULL);
-    busy.plan = own;
+    busy.plan = own, large.plan = larges;
+    net_free(&large);
     net_free(&n);
     net_free(&busy);
     net_free(&wanted);
@@ -823,6 +891,8 @@ int main(void)
         {"inference", test_inference},
         {"steps", test_steps},
         {"workspace", test_workspace},
+        {"no rows", test_no_rows},
+        {"trials", test_trials},
         {"subnormals", test_subnormals},
         {"tape layout", test_tape_layout},
         {"multiply", test_multiply},

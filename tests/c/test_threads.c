@@ -9,6 +9,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* pthread_sigmask, usleep and the like under strict standards */
 #endif
+#include "control.h"
 #include "cpu.h"
 #include "threads.h"
 
@@ -90,8 +91,32 @@ static int check_roll_call(int asked, int input)
     return size;
 }
 
+static void *call_for_more(void *arg)
+{
+    int *most = arg;
+    for (int size = 2; size <= FRNN_MAX_THREADS; size++) {
+        frnn_team_awake(); /* which others ask while a caller hires */
+        int got = check_roll_call(size, size);
+        *most = got > *most ? got : *most;
+    }
+    return NULL;
+}
+
+/* Two callers who find no team yet. */
+static void let_two_hire(void)
+{
+    pthread_t threads[2];
+    int most[2] = {0};
+    for (int i = 0; i < 2; i++)
+        CHECK(pthread_create(&threads[i], NULL, call_for_more, &most[i]) == 0, "no thread for the test");
+    for (int i = 0; i < 2; i++)
+        pthread_join(threads[i], NULL);
+    CHECK(most[0] > 1 || most[1] > 1, "nobody ever got the team");
+}
+
 static void test_ranks(void)
 {
+    let_two_hire();
     static const int sizes[] = {1, 2, 3, 2, 8, 5, 1, 4, FRNN_MAX_THREADS, 2, FRNN_MAX_THREADS + 7, 0, -1};
     for (int round = 0; round < ROUNDS / 100; round++)
         for (unsigned i = 0; i < sizeof sizes / sizeof *sizes; i++) {
@@ -189,16 +214,39 @@ static void test_callers_at_once(void)
 
 static void check_mask(void *arg, int rank, int size)
 {
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
     (void)arg, (void)size;
     sigset_t mask;
     pthread_sigmask(SIG_SETMASK, NULL, &mask);
     CHECK(sigismember(&mask, SIGINT) == (rank > 0), "rank %d", rank);
     CHECK(sigismember(&mask, SIGTERM) == (rank > 0), "rank %d", rank);
+    for (unsigned i = 0; i < sizeof faults / sizeof *faults; i++)
+        CHECK(!sigismember(&mask, faults[i]), "rank %d would die of signal %d without a handler", rank, faults[i]);
+}
+
+static void check_control(void *arg, int rank, int size)
+{
+    const uint64_t *wanted = arg;
+    (void)size;
+    CHECK((frnn_control() & FRNN_FLUSH) == *wanted, "rank %d flushes otherwise than its caller", rank);
+}
+
+/* What else a thread has of its own: the caller's is set for all. */
+static void test_control(void)
+{
+    const uint64_t before = frnn_control(), plain = before & ~(uint64_t)FRNN_FLUSH;
+    for (int round = 0; round < 4; round++) {
+        uint64_t wanted = round % 2 ? FRNN_FLUSH : 0;
+        frnn_set_control(plain | wanted);
+        CHECK(frnn_team_run(5, check_control, &wanted) == 5, "too few threads");
+    }
+    frnn_set_control(before);
 }
 
 static void test_signals(void)
 {
     CHECK(frnn_team_run(4, check_mask, NULL) == 4, "too few threads");
+    test_control();
 }
 
 /* ----------------------------------------------------------------------------------------------------------- size */
@@ -289,6 +337,42 @@ static void keep_apart(void)
         frnn_team_run(2, look_around, NULL);
         CHECK(CPU_EQUAL(&worker_may, &one), "a worker left the processor that someone else had put it on");
     }
+}
+
+static void *hire_from_one_processor(void *arg)
+{
+    cpu_set_t *one = arg;
+    CHECK(sched_setaffinity(0, sizeof *one, one) == 0, "cannot stay on a processor");
+    CHECK(frnn_team_limit() == frnn_get_threads(), "nobody has said");
+    CHECK(frnn_team_run(2, look_around, NULL) == 2, "no team");
+    return NULL;
+}
+
+/* Where the thread may run that asks first, or hires, says nothing of the others; what a child may do is its own. */
+static void keep_the_process_whole(void)
+{
+    const int limit = frnn_cpu_count("");
+    cpu_set_t allowed, one;
+    CHECK(sched_getaffinity(0, sizeof allowed, &allowed) == 0, "no affinity");
+    if (CPU_COUNT(&allowed) < 2)
+        return;
+    int first = 0;
+    while (!CPU_ISSET(first, &allowed))
+        first++;
+    CPU_ZERO(&one);
+    CPU_SET(first, &one);
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, hire_from_one_processor, &one) == 0, "no thread for the test");
+    pthread_join(thread, NULL);
+    CHECK(frnn_team_limit() == limit, "%d threads of %d: one asked who may run on one processor", frnn_team_limit(), limit);
+    CHECK(CPU_COUNT(&worker_may) >= CPU_COUNT(&allowed) - 1, "a worker stays where it was hired");
+    pid_t child = fork();
+    if (child == 0) {
+        CHECK(sched_setaffinity(0, sizeof one, &one) == 0, "cannot stay on a processor");
+        CHECK(frnn_team_limit() == 1 && frnn_get_threads() == 1, "%d threads on one processor", frnn_get_threads());
+        _exit(0);
+    }
+    expect_success(child, "a child on one processor");
 }
 
 #endif
@@ -434,6 +518,7 @@ int main(int argc, char **argv)
         printf("ok fork\n");
 #if defined(__linux__)
         in_child(keep_apart, "workers on other processors");
+        in_child(keep_the_process_whole, "a caller on one processor");
         printf("ok places\n");
 #endif
         test_busy_neighbours();
