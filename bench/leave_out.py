@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import regress
+from arguments import count, positive, unknown
 from steady import Steady
 
 from fastrnn.bench.cases import TABLE, Case
@@ -208,7 +209,7 @@ TECHNIQUES = (
     technique(
         "small calls timed alone and by the team",
         "rnn-training-h16-b8 lstm-inference-h64-b1 rnn-training-h64-b1",
-        ("share.c", "if (!frnn_choose_by_trial(doubt, run->B * 64 + bucket)) return doubt;", ""),
+        ("share.c", "if (!frnn_choose_by_trial(doubt, key)) return doubt;", ""),
     ),
     technique(
         "a step like the last one prepared once",
@@ -222,9 +223,11 @@ def main(argv: list[str] | None = None) -> None:
     """Run it; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="parts of techniques' names; all where there is none")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=1.0, help="a case and build")
+    parser.add_argument("--threads", type=count, default=2)
+    parser.add_argument("--seconds", type=positive, default=1.0, help="a case and build")
     args = parser.parse_args(argv)
+    if strange := unknown(args.names, [t.name for t in TECHNIQUES]):
+        parser.error(f"no technique is called {strange}; there are: {'; '.join(t.name for t in TECHNIQUES)}")
     chosen = [t for t in TECHNIQUES if not args.names or any(part in t.name for part in args.names)]
     with tempfile.TemporaryDirectory() as scratch, closing(Steady(PATIENCE)) as steady:
         folder = Path(scratch)

@@ -21,6 +21,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from arguments import counts, positive
+
 LEVELS = ("l1", "l2", "l3", "memory")
 SYSFS = Path("/sys/devices/system/cpu/cpu0/cache")
 SOURCE = Path(__file__).resolve().with_name("probe.c")
@@ -61,6 +63,25 @@ class Ceilings:
         else:
             level = "memory"
         return self.read[level][threads]
+
+    def sweep(self, bytes_per_thread: float, threads: int) -> float:
+        """Seconds in which threads can read that much each, over and over, and to and fro: the last that was read is
+        the first to be read again, so that each level gives what it can hold and only the rest comes from beyond.
+
+        Raises KeyError for a number of threads that was not measured.
+        """
+        room = {**self.caches, "l3": self.caches["l3"] / threads, "memory": float("inf")}
+        seconds = near = 0.0
+        for level in LEVELS:
+            within = min(bytes_per_thread, max(near, room[level]))
+            seconds += (within - near) * threads / (1e9 * self.read[level][threads])
+            near = within
+        return seconds
+
+    def __or__(self, other: Ceilings) -> Ceilings:
+        """Of the same machine, with the other's numbers of threads as well."""
+        read = {level: self.read[level] | other.read[level] for level in LEVELS}
+        return Ceilings(self.caches, self.fma | other.fma, read)
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON can hold it, whose keys are strings."""
@@ -229,11 +250,11 @@ def main(argv: list[str] | None = None) -> None:
     """Print the ceilings; see --help."""
     every = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", default=f"1,{every}", help="default: 1 and all, here %(default)s")
-    parser.add_argument("--seconds", type=float, default=0.3, help="per figure")
+    parser.add_argument("--threads", type=counts, default=f"1,{every}", help="default: 1 and all, here %(default)s")
+    parser.add_argument("--seconds", type=positive, default=0.3, help="per figure")
     args = parser.parse_args(argv)
     try:
-        found = measure([int(n) for n in args.threads.split(",")], args.seconds)
+        found = measure(args.threads, args.seconds)
     except ProbeError as error:
         raise SystemExit(str(error)) from error
     print(f"{'threads':<16}" + "".join(f"{n:>10}" for n in found.fma))

@@ -27,6 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import probe
+from arguments import count, positive, unknown
 from steady import Steady
 
 import fastrnn
@@ -67,9 +68,11 @@ def main(argv: list[str] | None = None) -> None:
     """Run it; see --help."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="parts of promises' names; all where there is none")
-    parser.add_argument("--threads", type=int, default=fastrnn.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=0.2, help="for each thing timed")
+    parser.add_argument("--threads", type=count, default=fastrnn.get_num_threads())
+    parser.add_argument("--seconds", type=positive, default=0.2, help="for each thing timed")
     args = parser.parse_args(argv)
+    if strange := unknown(args.names, PROMISES):
+        parser.error(f"no promise is called {strange}; there are: {'; '.join(PROMISES)}")
     fastrnn.set_num_threads(args.threads)
     with closing(Steady(PATIENCE)) as steady:
         args.ready = partial(steady.wait, args.threads)
@@ -325,7 +328,7 @@ def callers(name: str, args: Any) -> Iterator[Line]:
         done, end = [0] * 4, time.perf_counter() + 5 * args.seconds
 
         def work(i: int, runs: list[Run] = runs, done: list[int] = done, end: float = end) -> None:
-            while time.perf_counter() < end:
+            while not done[i] or time.perf_counter() < end:
                 runs[i]()
                 done[i] += 1
 

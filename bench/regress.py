@@ -31,6 +31,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from arguments import names, positive
+
 import fastrnn.bench
 from fastrnn.bench.cases import QUICK, SHORT, Case
 from fastrnn.bench.race import MEDIAN, Process
@@ -462,16 +464,6 @@ def _common(option: str, wanted: list[str] | None, base: list[str], head: list[s
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def positive(text: str) -> float:
-        number = float(text)
-        if not 0 < number < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
-        return number
-
-    def names(text: str) -> list[str]:
-        return text.split(",")
-
     parser.add_argument("--base", required=True, metavar="REF", help="the commit, branch or tag to compare with")
     parser.add_argument("--head", metavar="REF", help="what is compared; default: the working tree as it is")
     parser.add_argument("--threshold", type=positive, default=THRESHOLD, metavar="PERCENT", help="default: %(default)g")

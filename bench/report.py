@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -36,7 +35,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("results", type=Path, help="the file that suite.py made")
     parser.add_argument("--readme", type=Path, nargs="?", const=readme, help="put a section into it: %(const)s")
     args = parser.parse_args(argv)
-    results = json.loads(args.results.read_text(encoding="utf-8"))
+    try:
+        results = json.loads(args.results.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        parser.error(f"{args.results} cannot be read: {error}")
+    if not isinstance(results, dict) or "runs" not in results:
+        parser.error(f"{args.results} is not what suite.py made")
     picture = args.results.with_suffix(".png")
     print(summary(results))
     args.results.with_suffix(".md").write_text(markdown(results, picture.name), encoding="utf-8")
@@ -56,14 +60,8 @@ def main(argv: list[str] | None = None) -> None:
 # ---------------------------------------------------------------- the README
 
 
-def slug(text: str) -> str:
-    """Lower-case letters, digits and hyphens: "AMD EPYC 9R14" is "amd-epyc-9r14"."""
-    return "-".join(re.findall(r"[a-z0-9]+", text.lower()))
-
-
-def readme_section(results: Results, stem: str | None = None) -> str:
+def readme_section(results: Results, stem: str) -> str:
     """What stands between the README's marks; stem: the report's path from the README, without its ending."""
-    stem = stem or f"bench/results/{slug(results['machine']['cpu'])}"
     note = "2x1: two layers; 2x2: in both directions. Ragged: unequal lengths. Words: training a language model."
     parts = [
         textwrap.fill(headline(results), 120, break_on_hyphens=False),
@@ -77,7 +75,7 @@ def readme_section(results: Results, stem: str | None = None) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def update_readme(path: Path | str, results: Results, stem: str | None = None) -> None:
+def update_readme(path: Path | str, results: Results, stem: str) -> None:
     """Replace what stands between the two marks. Raises ValueError if they are not there, each once, in order."""
     path = Path(path)
     lines = path.read_bytes().decode().splitlines(keepends=True)

@@ -128,7 +128,9 @@ def machine_line(results: Results) -> str:
     """The machine and the Python on it."""
     machine = results["machine"]
     cpus = f"{machine['cpus']} CPU{'s' * (machine['cpus'] != 1)}"
-    return f"{machine['cpu']}, {cpus}, {machine['isa']}; Python {machine['python']}, NumPy {machine['numpy']}"
+    told = [f"{name} {machine[name]}" for name in ("family", "model") if name in machine]
+    cpu = f"{machine['cpu']} ({', '.join(told)})" if told else machine["cpu"]
+    return f"{cpu}, {cpus}, {machine['isa']}; Python {machine['python']}, NumPy {machine['numpy']}"
 
 
 def ceilings_line(results: Results) -> str:
@@ -236,5 +238,6 @@ def how_to_read(results: Results) -> list[str]:
         f"a ratio of 0.97 and one of 1.03 say the same. In this run: {noise_line(results)}.{steady_line(results)}",
         "Every engine's output is compared with the reference's; a wrong one is marked wrong and not timed.",
         "The machine's limit, the floor of a time, is the least that the case's arithmetic and its reading of weights "
-        "can take at the speeds measured on this machine; 100 % would be as fast as that.",
+        "can take at the speeds measured on this machine, each cache giving what it holds; 100 % would be as fast as "
+        "that.",
     ]

@@ -6,9 +6,12 @@ Next: the test file of the module in question.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))  # whose programs are tested as modules
 
 
 @pytest.fixture(scope="session")

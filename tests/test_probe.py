@@ -11,12 +11,10 @@ import platform
 import shutil
 import sys
 from contextlib import closing
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
-from probe import LEVELS, Ceilings, Mix, ProbeError, caches, measure, working_sets
+from probe import LEVELS, Ceilings, Mix, ProbeError, caches, main, measure, working_sets
 
 KB, MB = 1 << 10, 1 << 20
 MADE_UP = Ceilings(
@@ -57,6 +55,38 @@ def test_bandwidth_is_that_of_the_level_that_holds_it(size, threads, level):
 def test_bandwidth_of_threads_not_measured():
     with pytest.raises(KeyError):
         MADE_UP.bandwidth(KB, 2)
+
+
+def test_a_sweep_to_and_fro_finds_in_each_level_what_it_holds():
+    def seconds(*parts):
+        return sum(size * 4 / (1e9 * MADE_UP.read[level][4]) for level, size in zip(LEVELS, parts, strict=False))
+
+    assert MADE_UP.sweep(20 * KB, 4) == pytest.approx(seconds(20 * KB))
+    assert MADE_UP.sweep(100 * KB, 4) == pytest.approx(seconds(32 * KB, 68 * KB))
+    assert MADE_UP.sweep(2 * MB, 4) == pytest.approx(seconds(32 * KB, 992 * KB, MB))
+    assert MADE_UP.sweep(5 * MB, 4) == pytest.approx(seconds(32 * KB, 992 * KB, MB, 3 * MB))
+    for size in (KB, 32 * KB, 33 * KB, 3 * MB, 64 * MB):  # never more than from the nearest level that holds all
+        assert MADE_UP.sweep(size, 1) <= 1.001 * size / (1e9 * MADE_UP.bandwidth(size, 1))
+
+
+def test_a_sweep_where_a_threads_share_of_l3_is_less_than_l2():
+    small = replace(MADE_UP, caches={"l1": 32 * KB, "l2": MB, "l3": 2 * MB})
+    beyond = small.sweep(2 * MB, 4) - small.sweep(MB, 4)
+    assert beyond == pytest.approx(MB * 4 / (1e9 * MADE_UP.read["memory"][4]))
+
+
+def test_ceilings_of_other_numbers_of_threads_are_added():
+    rates = {level: {2: 20.0} for level in LEVELS}
+    both = MADE_UP | Ceilings(MADE_UP.caches, {2: 200.0}, rates)
+    assert both.fma == {1: 100.0, 4: 390.5, 2: 200.0}
+    assert both.bandwidth(KB, 2) == 20.0 and both.bandwidth(KB, 4) == MADE_UP.bandwidth(KB, 4)
+
+
+@pytest.mark.parametrize("arguments", ["--threads x", "--threads 0", "--threads 1,", "--seconds -1", "--seconds nan"])
+def test_wrong_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments.split())
+    assert stopped.value.code == 2 and "usage" in capsys.readouterr().err
 
 
 def test_json_round_trip():

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 import regress
 from regress import Failure, Finding, Job, Report, Samples, Setting, compare
 
@@ -153,6 +151,59 @@ def test_noise_of_many_threads_does_not_hide_what_one_does() -> None:
     report = compare(JOBS, measure, 0.1)
     assert report.floors[1] < 0.06 < 0.2 < report.floors[2]
     assert {finding.job for finding in report.slower} == set(filter(is_victim, JOBS))
+
+
+# ---------------------------------------------------------------- measuring
+
+
+class Fake:
+    """A process that takes so many seconds for a run, and notes when it is asked for one."""
+
+    asked: ClassVar[list[str]] = []
+
+    def __init__(self, name: str, seconds: float) -> None:
+        self.name, self.seconds, self.prepared = name, seconds, False
+
+    def ask(self, **request: object) -> dict[str, object]:
+        if "prepare" in request:
+            self.prepared = True
+            return {"version": "1"}
+        assert self.prepared
+        Fake.asked.append(self.name)
+        return {"times": [self.seconds] * 6, "runs": 1}
+
+    def close(self) -> None:
+        self.prepared = False
+
+
+def test_processes_are_asked_in_turn_and_in_every_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Fake, "asked", [])
+    processes = {name: Fake(name, seconds) for name, seconds in (("base", 1.0), ("base again", 2.0), ("head", 3.0))}
+    times = regress.rounds(processes, QUICK[0], 0.0, Path("outputs.npz"))  # type: ignore[arg-type]
+    assert times == [[1.0] * regress.LEAST_ROUNDS, [2.0] * regress.LEAST_ROUNDS, [3.0] * regress.LEAST_ROUNDS]
+    rounds = [tuple(Fake.asked[i : i + 3]) for i in range(0, len(Fake.asked), 3)]
+    assert all(set(names) == set(processes) for names in rounds)
+    assert len(set(rounds)) == 6
+
+
+def test_both_builds_are_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seconds = {tmp_path / "base": 1.0, tmp_path / "head": 1.5}
+    monkeypatch.setattr(regress, "Process", lambda engine, threads, path, isa: Fake(path.name, seconds[path]))
+    found = regress.measure(JOBS[:2], *seconds, seconds=0.0)  # type: ignore[misc]
+    assert list(found) == JOBS[:2]
+    for samples in found.values():
+        assert (set(samples.base), set(samples.again), set(samples.head)) == ({1.0}, {1.0}, {1.5})
+
+
+@needs_git
+@pytest.mark.parametrize(("slower", "code"), [(1.2, 1), (1.0, 0)])
+def test_the_exit_code_tells_whether_a_kernel_is_slower(
+    slower: float, code: int, repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = compare(JOBS, Machine(lambda job, n: slower if is_victim(job) else 1.0), 0.1)
+    monkeypatch.setattr(regress, "_run", lambda *given: report)
+    assert regress.main(["--base", "HEAD"], repository) == code
+    assert ("SLOWER: the working tree" in capsys.readouterr().out) == bool(code)
 
 
 # ---------------------------------------------------------------- the table of what is timed

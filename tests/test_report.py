@@ -10,15 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 import report
 import report_numbers as numbers
 import report_pages
 import report_pictures as pictures
 import report_words
-
-sys.path.pop(0)
 
 ENGINES = {
     "c": {"title": "fastrnn C", "version": "0.1.0"},
@@ -263,7 +259,7 @@ def tables(text: str) -> list[list[str]]:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_text_of_results_that_lack_something(name: str) -> None:
     results = VARIANTS[name]
-    for text in (report.summary(results), report.markdown(results), report.readme_section(results)):
+    for text in (report.summary(results), report.markdown(results), report.readme_section(results, "results/some-cpu")):
         assert "Some CPU" in text and "None" not in text.replace("\nNone.\n", "")
     assert "  takes" not in report.summary(results) and "of  " not in report_words.headline(results)
     has_rival = any(numbers.compared(run) for run in results["runs"])
@@ -288,7 +284,7 @@ MARKED = f"# Title\n\nbefore  \n{report.BEGIN}\nold |\n{report.END}\nafter, with
 def test_readme_changes_between_the_marks_alone(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text(MARKED, encoding="utf-8")
-    report.update_readme(path, RESULTS)
+    report.update_readme(path, RESULTS, "bench/results/some-cpu")
     text = path.read_text(encoding="utf-8")
     before, after = text.split(report.BEGIN)[0], text.split(report.END)[1]
     assert before == MARKED.split(report.BEGIN)[0] and after == MARKED.split(report.END)[1]
@@ -296,9 +292,9 @@ def test_readme_changes_between_the_marks_alone(tmp_path: Path) -> None:
     assert lines_with(text, "| LSTM inference | 1.59 | **0.50 (H=256, B=32, ONNX Runtime)** | 2 of 3 |")
     assert lines_with(text, "| GRU training | - | **wrong (H=16, B=1, PyTorch)** | 0 of 1 |")
     assert lines_with(text, "| LSTM step | 2.00; 8.00 ONNX Runtime | **90.0; 60.0 PyTorch** |")
-    assert lines_with(text, "](bench/results/some-cpu-r-9.png)") and lines_with(text, "bench/results/some-cpu-r-9.md)")
+    assert lines_with(text, "](bench/results/some-cpu.png)") and lines_with(text, "bench/results/some-cpu.md)")
     assert lines_with(text, "Some CPU (R) 9, 2 CPUs", "2026-11-21")
-    report.update_readme(path, RESULTS)
+    report.update_readme(path, RESULTS, "bench/results/some-cpu")
     assert (text == path.read_text(encoding="utf-8")) is True
 
 
@@ -316,7 +312,7 @@ def test_readme_without_its_marks_is_left_alone(tmp_path: Path, text: str) -> No
     path = tmp_path / "README.md"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"README\.md must have a line .*benchmark: made.* once each"):
-        report.update_readme(path, RESULTS)
+        report.update_readme(path, RESULTS, "bench/results/some-cpu")
     assert path.read_text(encoding="utf-8") == text
 
 
@@ -459,3 +455,22 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     readme.write_text("no marks")
     with pytest.raises(SystemExit, match="must have a line"):
         report.main([str(folder / "a-cpu-9.6.json"), "--readme", str(readme)])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [(None, "No such file"), ("# not JSON", "cannot be read"), ("[1, 2]", "not what suite.py made")]
+)
+def test_what_are_no_results(tmp_path: Path, text: str | None, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "cpu.json"
+    if text:
+        path.write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        report.main([str(path)])
+    assert stopped.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_the_machine_is_told_with_its_generation_where_it_is_known() -> None:
+    machine = RESULTS["machine"]
+    assert report_words.machine_line(RESULTS).startswith("Some CPU (R) 9, 2 CPUs, avx512; ")
+    known = {**RESULTS, "machine": {**machine, "family": 25, "model": 17}}
+    assert report_words.machine_line(known).startswith("Some CPU (R) 9 (family 25, model 17), 2 CPUs, avx512; ")

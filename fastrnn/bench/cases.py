@@ -6,7 +6,7 @@ by whom: that is engines.py. Input size equals hidden size throughout. Next: eng
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
@@ -77,28 +77,38 @@ class Case:
         return 2.0 * products * int(self.lengths.sum()) * (3 if self.mode in ("training", "words") else 1)
 
     @property
-    def bytes_per_step(self) -> int:
-        """What a step must read: recurrent weights, in training again going back; one step alone the input's too.
+    def bytes_per_sweep(self) -> int:
+        """What a track must read in every step, before the next: recurrent weights; one step alone the input's too.
 
         A sequence reads the input's weights for many steps at once.
         """
-        passes = {"inference": 1, "step": 2, "training": 2, "words": 2}[self.mode]
-        return 4 * GATES[self.cell] * self.hidden**2 * self.tracks * passes
+        return 4 * GATES[self.cell] * self.hidden**2 * (2 if self.mode == "step" else 1)
+
+    @property
+    def sweeps_per_step(self) -> int:
+        """How many such sweeps a step takes: one a track, in training another going back."""
+        return self.tracks * (2 if self.mode in ("training", "words") else 1)
+
+    def places(self, layer: int) -> list[str]:
+        """What ends the names of a layer's parameters, by direction: ["_l0", "_l0_reverse"]."""
+        return [f"_l{layer}{suffix}" for suffix in ("", "_reverse")[: self.directions]]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The layers' parameters, by PyTorch's names and in its order."""
         found: dict[str, tuple[int, ...]] = {}
         rows = GATES[self.cell] * self.hidden
-        for layer, suffix in product(range(self.layers), ("", "_reverse")[: self.directions]):
+        for layer in range(self.layers):
             size = self.hidden * (self.directions if layer else 1)
-            found |= {
-                f"weight_ih_l{layer}{suffix}": (rows, size),
-                f"weight_hh_l{layer}{suffix}": (rows, self.hidden),
-                f"bias_ih_l{layer}{suffix}": (rows,),
-                f"bias_hh_l{layer}{suffix}": (rows,),
-            }
+            for place in self.places(layer):
+                found |= {f"weight_ih{place}": (rows, size), f"weight_hh{place}": (rows, self.hidden)}
+                found |= {f"bias_ih{place}": (rows,), f"bias_hh{place}": (rows,)}
         return found
+
+    def reordered(self, array: np.ndarray, order: Sequence[int]) -> np.ndarray:
+        """[G*H, ...] with its gates in another order; order: which of the array's gates stands at each place."""
+        gates = array.reshape(GATES[self.cell], self.hidden, -1)
+        return gates[list(order)].reshape(array.shape)
 
 
 class Data(NamedTuple):

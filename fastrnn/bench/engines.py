@@ -57,7 +57,7 @@ ENGINES = {
     "c": Engine("fastrnn C", "ours", "c"),
     "numba": Engine("fastrnn numba", "ours", "numba"),
     "numpy": Engine("fastrnn NumPy", "ours", "numpy"),
-    "torch": Engine("PyTorch", "pytorch", "no_grad", ("torch",)),
+    "torch": Engine("PyTorch", "pytorch", "inference", ("torch",)),
     "torch-eager": Engine("PyTorch, recording", "pytorch", "eager", ("torch",), ("inference", "step")),
     "torch-compiled": Engine("PyTorch, compiled", "pytorch", "compiled", ("torch",), ("inference",)),
     "onnxruntime": Engine("ONNX Runtime", "onnx_graph", "onnxruntime", ("onnx", "onnxruntime"), ("inference", "step")),

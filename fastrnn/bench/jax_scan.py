@@ -115,8 +115,8 @@ def _forward(
     form, before, after = Form.of(case), iter(states), []
     for layer in range(case.layers):
         outputs = []
-        for suffix in ("", "_reverse")[: case.directions]:
-            y, state = _direction(case, form, params, f"_l{layer}{suffix}", x, next(before), real)
+        for place in case.places(layer):
+            y, state = _direction(case, form, params, place, x, next(before), real)
             outputs.append(y)
             after.append(state)
         x = jnp.concatenate(outputs, axis=-1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from itertools import product
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,11 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import keras
 import tensorflow as tf
 
-from .cases import GATES, LARGEST_NORM, LEARNING_RATE, Case, Data
+from .cases import LARGEST_NORM, LEARNING_RATE, Case, Data
 from .engines import Work
 
-ORDER = {"lstm": (0, 1, 2, 3), "gru": (1, 0, 2), "rnn": (0,)}  # which of PyTorch's gates stands at each place
+# Which of PyTorch's gates stands at each place; each order is its own inverse.
+ORDER = {"lstm": (0, 1, 2, 3), "gru": (1, 0, 2), "rnn": (0,)}
 NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 SMALL = 64  # H up to which XLA's training is faster than TensorFlow's own
 
@@ -115,25 +116,19 @@ def _layers(case: Case, given: Data) -> list[Any]:
         if case.directions == 2:
             layer = keras.layers.Bidirectional(layer, merge_mode="concat")
         layer.build((case.batch, case.steps, case.hidden * (case.directions if number else 1)))
-        places = _places(case)[number * case.directions :][: case.directions]
-        layer.set_weights([array for place in places for array in _weights(case, given, place)])
+        layer.set_weights([array for place in case.places(number) for array in _weights(case, given, place)])
         layers.append(layer)
     return layers
 
 
 def _variables(layers: list[Any]) -> list[Any]:
-    """Kernel [I, G*H], recurrent kernel [H, G*H], bias [G*H] or a GRU's [2, G*H]; for each of _places."""
+    """Kernel [I, G*H], recurrent kernel [H, G*H], bias [G*H] or a GRU's [2, G*H]; for each layer and direction."""
     return [variable.value for layer in layers for variable in layer.trainable_variables]
-
-
-def _places(case: Case) -> list[str]:
-    """What ends the parameters' names of each layer and direction: "_l0", "_l0_reverse", ..."""
-    return [f"_l{layer}{suffix}" for layer, suffix in product(range(case.layers), ("", "_reverse")[: case.directions])]
 
 
 def _weights(case: Case, given: Data, place: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Keras's three of a layer and direction."""
-    w_ih, w_hh, b_ih, b_hh = (_reordered(case, given.params[name + place]) for name in NAMES)
+    w_ih, w_hh, b_ih, b_hh = (case.reordered(given.params[name + place], ORDER[case.cell]) for name in NAMES)
     return w_ih.T, w_hh.T, np.stack([b_ih, b_hh]) if case.cell == "gru" else b_ih + b_hh
 
 
@@ -142,19 +137,13 @@ def _grads(case: Case, grads: list[Any]) -> dict[str, np.ndarray]:
 
     def named() -> Iterator[tuple[str, np.ndarray]]:
         arrays = iter(grads)
-        for place in _places(case):
+        for place in chain.from_iterable(map(case.places, range(case.layers))):
             kernel, recurrent, bias = (next(arrays).numpy() for _ in range(3))
             b_ih, b_hh = bias if case.cell == "gru" else (bias, bias)
             for name, array in zip(NAMES, (kernel.T, recurrent.T, b_ih, b_hh), strict=True):
-                yield f"d{name}{place}", _reordered(case, array)
+                yield f"d{name}{place}", case.reordered(array, ORDER[case.cell])
 
     return dict(named())
-
-
-def _reordered(case: Case, array: np.ndarray) -> np.ndarray:
-    """[G*H, ...] from PyTorch's order of gates to Keras's or back: each order here is its own inverse."""
-    gates = array.reshape(GATES[case.cell], case.hidden, -1)
-    return gates[list(ORDER[case.cell])].reshape(array.shape)
 
 
 # ---------------------------------------------------------------- the language model

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from .cases import GATES, Case, Data
+from .cases import Case, Data
 from .engines import Work
 
 ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}  # which of PyTorch's gates stands at each place
@@ -98,15 +99,10 @@ def graph(case: Case, given: Data) -> bytes:
 
 def _stacked(case: Case, given: Data, layer: int, what: str) -> np.ndarray:
     """[D, rows, ...] of a layer in ONNX's order; the two biases side by side."""
-
-    def ordered(array: np.ndarray) -> np.ndarray:
-        gates = array.reshape(GATES[case.cell], case.hidden, -1)
-        return gates[list(ORDER[case.cell])].reshape(array.shape)
-
     rows = []
-    for suffix in ("", "_reverse")[: case.directions]:
-        names = [f"bias_ih_l{layer}", f"bias_hh_l{layer}"] if what == "bias" else [f"{what}_l{layer}"]
-        rows.append(np.concatenate([ordered(given.params[name + suffix]) for name in names]))
+    for place in case.places(layer):
+        names = [f"bias_ih{place}", f"bias_hh{place}"] if what == "bias" else [f"{what}{place}"]
+        rows.append(np.concatenate([case.reordered(given.params[name], ORDER[case.cell]) for name in names]))
     return np.stack(rows)
 
 
@@ -114,19 +110,32 @@ def _stacked(case: Case, given: Data, layer: int, what: str) -> np.ndarray:
 
 
 def _onnxruntime(model: bytes, feeds: dict[str, np.ndarray], states: dict[str, np.ndarray]) -> Callable[[], Any]:
+    """Its inputs and outputs are bound once: `session.run` would look up, convert and allocate them in each call."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = _threads, 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    names = ["y", *(f"{name}_out" for name in states)]
-    carried = feeds | states
+    y = np.empty(session.get_outputs()[0].shape, np.float32)
+    value = onnxruntime.OrtValue.ortvalue_from_numpy  # in the array's own memory
+    fixed, output = {name: value(array) for name, array in feeds.items()}, value(y)
+    here, there = ({name: value(array.copy()) for name, array in states.items()} for _ in range(2))
+
+    def bound(before: dict[str, Any], after: dict[str, Any]) -> Any:
+        binding = session.io_binding()
+        binding.bind_ortvalue_output("y", output)
+        for name, array in (fixed | before).items():
+            binding.bind_ortvalue_input(name, array)
+        for name, array in after.items():
+            binding.bind_ortvalue_output(f"{name}_out", array)
+        return binding
+
+    turns = cycle([bound(here, there), bound(there, here)])  # a step's states go to and fro between two sets
 
     def run() -> Any:
-        found = session.run(names, carried)
-        carried.update(zip(states, found[1:], strict=True))
-        return found[0]
+        session.run_with_iobinding(next(turns))
+        return y
 
     return run
 

@@ -121,12 +121,13 @@ class Race:
         found = {engine: _judged(answer, wanted["outputs"]) for engine, answer in answers.items()}
         timed = [engine for engine, answer in found.items() if "error" in answer]
         for _ in range(BLOCKS):
-            for engine in timed:
+            for engine in list(timed):
                 if ready is not None:
                     ready()
                 answer = self._process(engine).ask(measure=seconds / BLOCKS)
                 if "failed" in answer:
                     found[engine] = answer
+                    timed.remove(engine)  # a process in its place would have nothing prepared
                     continue
                 record = found[engine]
                 record["blocks"] = [*record.get("blocks", []), answer["times"]]

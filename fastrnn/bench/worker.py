@@ -28,7 +28,8 @@ from .engines import Unsupported, Work, load, prepare
 
 STEPS_READ = 3  # the outputs compared are those of the third step: the first would not tell whether state is carried
 LEAST_SAMPLE = 2e-5  # seconds: shorter runs are timed several together, or the clock itself would be timed
-LONG = 0.05  # seconds of a run that needs no warming up
+WARM = 2e-3  # seconds of untimed runs at least, before a block: the first wakes caches and threads
+LONG = 1.0  # seconds of a run that is not done twice: waking is nothing beside it
 QUANTILES = (0, 25, 50, 75, 99, 100)
 
 
@@ -81,14 +82,16 @@ def _prepare(engine: str, case: Case, into: str) -> tuple[Work, dict[str, Any]]:
 
 
 def _measure(work: Work, seconds: float) -> dict[str, Any]:
-    """A block: runs for about so long, at least one."""
+    """A block: runs for about so long, at least one, when warm; of runs as long as LONG the first counts."""
     clock, run = time.perf_counter, work.run
-    begin = clock()
-    run()
-    once = clock() - begin
+    begin, once, spent = clock(), float("inf"), 0.0
+    while spent < WARM:
+        run()
+        before, spent = spent, clock() - begin
+        once = min(once, spent - before)
     times = range(max(1, int(LEAST_SAMPLE / once)))
-    samples = [once] if once > LONG else []  # the first wakes caches and threads, and a short one would show it
-    end = begin + seconds
+    samples = [once] if once > LONG else []
+    end = seconds + (begin if samples else clock())
     gc.disable()
     while not samples or clock() < end:
         begin = clock()
