@@ -6,6 +6,8 @@
 #     make bench [QUICK=1] [ARGS=...]     time everything beside its rivals: half an hour, or 2 minutes
 #     make bench-compare BASE=ref         whether this tree's kernels are slower than that one's
 #     make lint | asan | tsan | neon | clean
+#
+# With VENV=path the environment is made there instead; BENCH=path is the benchmark's.
 
 PYTHON ?= python3
 VENV := .venv
@@ -43,18 +45,26 @@ lint: $(VENV)/linted
 	$(BIN)/ruff check
 
 clean:
-	rm -rf $(VENV) $(BENCH) build dist *.egg-info fastrnn/*.so .benchmarks .mypy_cache .pytest_cache .ruff_cache
+	@for folder in $(VENV) $(BENCH); do \
+	    $(call ours,$$folder) && rm -rf $$folder || echo "make: $$folder is not this Makefile's, and is left" >&2; done
+	rm -rf build dist *.egg-info fastrnn/*.so .benchmarks .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # ---- the virtual environment; each file is the time of something done in it ------------------------------------------
+
+# $(call ours,folder): it was begun here, or is not there; another one, an editor's or uv's, is nobody's to remove
+ours = { test -e $(1)/begun || test -e $(1)/made || ! test -e $(1); }
 
 # Debian's Python may come without ensurepip but with a pip that can install one into another environment.
 $(VENV)/made $(BENCH)/made: %/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	    { echo "fastrnn needs Python 3.10 or later: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(call ours,$*) || { echo "$* exists and is not this Makefile's:" \
+	    "remove it, or name another folder, make $(if $(filter $(VENV),$*),VENV,BENCH)=..." >&2; exit 1; }
 	@rm -rf $*
+	@mkdir -p $* && touch $*/begun
 	@$(PYTHON) -m venv $* >/dev/null || \
-	    { $(PYTHON) -m venv --clear --without-pip $* && $(PYTHON) -m pip --python $*/bin/python install pip; } || \
+	    { $(PYTHON) -m venv --without-pip $* && $(PYTHON) -m pip --python $*/bin/python install pip; } || \
 	    { rm -rf $*; echo "$(PYTHON) cannot make a virtual environment (Debian: apt install python3-venv)" >&2; exit 1; }
 	$*/bin/python -m pip --disable-pip-version-check install --quiet --upgrade pip
 	@touch $@

@@ -10,6 +10,7 @@ import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_clib import build_clib
@@ -30,7 +31,9 @@ It needs a C compiler and Python's headers
 """
 WITHOUT = """
 fastrnn is being installed WITHOUT it. It will run with numba where that is installed
-(pip install "fastrnn[numba]"), else with NumPy, far more slowly."""
+(pip install "fastrnn[numba]"), else with NumPy, far more slowly.
+pip keeps what it has built: once there is a compiler, it builds anew with
+pip install --no-cache-dir --force-reinstall fastrnn"""
 
 REQUIRED = """
 FASTRNN_REQUIRE_C is set, so fastrnn is not installed."""
@@ -48,8 +51,19 @@ def or_without_c(distribution):
     except (CCompilerError, ExecError, PlatformError, OSError) as error:
         if os.environ.get("FASTRNN_REQUIRE_C", "0") not in ("", "0"):
             raise SystemExit(MESSAGE.format(error=error, outcome=REQUIRED)) from error
-        distribution.libraries = distribution.ext_modules = None
+        leave_out_c(distribution)
         announce(MESSAGE.format(error=error, outcome=WITHOUT))
+
+
+def leave_out_c(distribution):
+    """Build the rest, as what runs on any machine; a library that an earlier build left behind is not packed."""
+    build = distribution.get_command_obj("build")
+    build.ensure_finalized()
+    distribution.libraries = distribution.ext_modules = None
+    for module in Path(build.build_lib).glob("fastrnn/_c.*"):
+        module.unlink()
+    if wheel := distribution.get_command_obj("bdist_wheel", create=False):
+        wheel.root_is_pure = True  # which it settled before anything was compiled; its name says py3-none-any
 
 
 def announce(text):

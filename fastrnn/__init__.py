@@ -7,7 +7,7 @@ in `_LAZY` load when first used. Read next: layers.py for what the layers do, ce
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .backends import backends, use_backend
 from .cell import Activation, Cell
@@ -27,7 +27,7 @@ from .module import Module
 
 __version__ = "0.1.0"
 
-_LAZY = ("diagnose", "init", "nn", "optim")
+_LAZY = ("diagnose", "init", "lm", "nn", "optim")
 
 __all__ = [
     "GRU",
@@ -52,6 +52,7 @@ __all__ = [
     "diagnose",
     "get_num_threads",
     "init",
+    "lm",
     "nn",
     "optim",
     "set_num_threads",
@@ -60,10 +61,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return import_module("." + name, __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if TYPE_CHECKING:  # a checker believes that a module with __getattr__ has every name
+    from . import diagnose, init, lm, nn, optim
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name in _LAZY:
+            return import_module("." + name, __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -10,6 +10,8 @@ import numbers
 import operator
 from typing import Any
 
+import numpy as np
+
 from .errors import OptionError
 
 __all__ = ["integer", "number", "probability"]
@@ -18,7 +20,7 @@ __all__ = ["integer", "number", "probability"]
 def integer(name: str, value: Any, least: int | None = None, error: type[Exception] = OptionError) -> int:
     """An integer, of `least` or more where that is given."""
     try:
-        found = None if isinstance(value, bool) else operator.index(value)
+        found = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
     except TypeError:
         found = None
     if found is None or (least is not None and found < least):

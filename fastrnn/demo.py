@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ import numpy as np
 
 from . import lm
 from .backends import backends
+from .cli import count, positive
 from .config import show_config
 from .errors import FastrnnError, OptionError
 from .optim import Adam, clip_grad_norm
@@ -279,37 +281,35 @@ def _run(arguments: argparse.Namespace) -> None:
     print(f"{model!r} has {model.num_parameters:,} parameters. Ctrl-C ends the training early.", flush=True)
     train(model, corpus, arguments.seconds, arguments.steps)
     if arguments.save:
-        lm.save(arguments.save, model, vocabulary)
-        print(f"Saved to {arguments.save}; fastrnn.lm.load reads it.")
+        _save(arguments.save, model, vocabulary)
     _print_scores(model, corpus, unigram, bigram)
     _print_sample(model, corpus, arguments.seed)
     _print_backends(model, corpus)
+
+
+def _save(path: str, model: lm.LanguageModel, vocabulary: lm.Vocabulary) -> None:
+    """Save to `path`; where that fails, what was learnt goes to a temporary file, which the error names."""
+    try:
+        lm.save(path, model, vocabulary)
+    except Exception as error:
+        print(f"fastrnn.demo: cannot save to {path}: {error or type(error).__name__}", file=sys.stderr)
+        file, spare = tempfile.mkstemp(".npz", "fastrnn-")
+        os.close(file)
+        lm.save(spare, model, vocabulary)
+        raise FastrnnError(f"the model is in {spare} instead; fastrnn.lm.load reads it") from error
+    print(f"Saved to {path}; fastrnn.lm.load reads it.")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m fastrnn.demo", description=(__doc__ or "").partition("\n\n")[0])
     text = "a UTF-8 text to learn (default: that of the environment's TEXT, else Python's help topics)"
     parser.add_argument("--text", default=os.environ.get("TEXT") or None, metavar="PATH", help=text)
-    parser.add_argument("--seconds", type=_positive, default=60.0, help="how long to train (default: 60)")
-    parser.add_argument("--steps", type=_count, help="train for so many steps instead")
-    parser.add_argument("--hidden", type=_count, default=HIDDEN, help=f"hidden units (default: {HIDDEN})")
+    parser.add_argument("--seconds", type=positive, default=60.0, help="how long to train (default: 60)")
+    parser.add_argument("--steps", type=count, help="train for so many steps instead")
+    parser.add_argument("--hidden", type=count, default=HIDDEN, help=f"hidden units (default: {HIDDEN})")
     parser.add_argument("--seed", type=int, default=0, help="of the model and of the sample (default: 0)")
     parser.add_argument("--save", metavar="PATH", help="where to write the trained model")
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number > 0, not {text}")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer >= 1, not {text}")
-    return value
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 
 from .arguments import number
 from .errors import DtypeError, OptionError, ShapeError
-from .module import Module, as_dtype, generator
+from .module import Module, Parameter, as_dtype, generator
 
 __all__ = ["forget_bias", "identity", "normal", "orthogonal", "uniform", "xavier_normal", "xavier_uniform", "zeros"]
 
@@ -32,7 +32,7 @@ def orthogonal(target: Target, gain: float = 1.0, *, seed: Any = None) -> Target
     seed    None, an integer or a numpy Generator
 
     Of more than two axes, all but the first count as columns. Raises ShapeError for fewer than two, OptionError for
-    a Module without recurrent layers, DtypeError for any other target.
+    a Module without recurrent layers and for a read-only array, DtypeError for any other target.
     """
     gain = number("gain", gain, finite=True)
 
@@ -141,6 +141,8 @@ def _fill(target: Any, draw: Callable[[tuple[int, ...], np.random.Generator], np
                 matrix[rows] = draw(matrix[rows].shape, random)
     elif isinstance(target, np.ndarray):
         as_dtype(target.dtype)
+        if not (target._writable() if isinstance(target, Parameter) else target).flags.writeable:
+            raise OptionError("target must be an array that can be written to, not a read-only one; give a copy of it")
         target[...] = draw(target.shape, random)
     elif isinstance(target, (tuple, list)) and all(_is_size(size) for size in target):
         return draw(tuple(target), random).astype(np.float32)
@@ -153,16 +155,10 @@ def _recurrent(target: Any) -> list[Any]:
     """The recurrent layers and cells of a Module, each once."""
     if not isinstance(target, Module):
         raise DtypeError(f"target must be a Module, not {type(target).__name__}")
-    found = {id(layer.block): layer for layer in _walk(target) if "stack" in vars(layer)}
+    found = {id(layer.block): layer for layer in target._tree() if "stack" in vars(layer)}
     if not found:
         raise OptionError(f"{target!r} holds no recurrent layer; give the array or the Parameter to fill")
     return list(found.values())
-
-
-def _walk(module: Module) -> Iterator[Any]:
-    yield module
-    for _, part in module._parts():
-        yield from _walk(part)
 
 
 def _gates(layer: Any, *kinds: str) -> Iterator[tuple[str, str, slice]]:

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -89,6 +90,20 @@ def test_target_follows_a_cross_build(monkeypatch):
     assert runpy.run_path(str(CSRC / "build.py"))["TARGET"] == "aarch64"
 
 
+@pytest.mark.parametrize(
+    "cflags, flags",
+    [(None, ["-g0"]), ("-O2 -fno-gcse", ["-g0"]), ("-g0", ["-g0"]), ("-O1 -g", []), ("-ggdb3 -O1", [])],
+)
+def test_debug_information_is_made_where_cflags_asks(monkeypatch, cflags, flags):
+    monkeypatch.delenv("CFLAGS", raising=False)
+    if cflags is not None:
+        monkeypatch.setenv("CFLAGS", cflags)
+    build = runpy.run_path(str(CSRC / "build.py"))
+    _, _, _, extension = build["ffi"]._assigned_source
+    for each in [extension["extra_compile_args"], *(library["cflags"] for _, library in build["LIBRARIES"])]:
+        assert [flag for flag in each if flag.startswith("-g")] == flags
+
+
 # ---- what is packed and installed ------------------------------------------------------------------------------------
 
 
@@ -141,23 +156,108 @@ def test_sdist_holds_all_that_a_build_needs(checkout):
         names = {name.partition("/")[2] for name in file.getnames()}
     wanted = {"LICENSE", "Makefile", "pyproject.toml", "setup.py", "fastrnn/py.typed", "tests/test_build.py"}
     wanted |= {f"csrc/{path.name}" for path in CSRC.iterdir() if path.is_file()}
+    wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "bench/results").glob("*.md")}  # README names them
     assert wanted <= names
-    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+    assert not [name for name in names if name.endswith((".so", ".pyc", ".json")) or "-quick." in name]
 
 
 def test_without_a_compiler_the_rest_is_installed_and_says_so(checkout):
     result = setup(checkout, "build", CC="false")
     assert result.returncode == 0, result.stderr
     assert "WITHOUT" in result.stderr and "fastrnn[numba]" in result.stderr
+    assert "pip install --no-cache-dir --force-reinstall fastrnn\n" in result.stderr
     [package] = checkout.glob("build/lib*/fastrnn")
     assert {path.name for path in package.iterdir()} >= {"__init__.py", "backends", "py.typed"}
     assert not list(package.glob("_c.*"))
+
+
+def test_a_wheel_without_the_library_is_not_named_as_one_with_it(checkout):
+    left_over = checkout / "lib" / "fastrnn" / "_c.abi3.so"
+    left_over.parent.mkdir(parents=True)
+    left_over.write_bytes(b"of an earlier build")
+    (checkout / "setup.cfg").write_text("[build]\nbuild_lib = lib\n", encoding="utf-8")
+    result = setup(checkout, "--quiet", "bdist_wheel", CC="false")
+    assert result.returncode == 0, result.stderr
+    [wheel] = (checkout / "dist").iterdir()
+    assert wheel.name == f"fastrnn-{fastrnn.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as file:
+        names = file.namelist()
+        told = file.read(f"fastrnn-{fastrnn.__version__}.dist-info/WHEEL").decode()
+    assert "Root-Is-Purelib: true" in told and "Tag: py3-none-any" in told
+    assert "fastrnn/__init__.py" in names and not [name for name in names if "_c." in name]
 
 
 def test_without_a_compiler_where_one_must_be(checkout):
     result = setup(checkout, "build", CC="false", FASTRNN_REQUIRE_C="1")
     assert result.returncode != 0
     assert "cannot be built" in result.stderr and "compiler" in result.stderr
+
+
+# ---- the Makefile's environment --------------------------------------------------------------------------------------
+
+# In place of Python: makes an environment of its copy, or none where NONE is set.
+STAND_IN = """#!/bin/sh
+case "$*" in
+"-m venv"*) test -z "$NONE" && for folder; do :; done && mkdir -p "$folder/bin" && cp "$0" "$folder/bin/python" ;;
+"-m pip --python"*) exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Runs make in a folder of its own, with the stand-in."""
+    if not shutil.which("make"):
+        pytest.skip("make is not installed")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "stand-in").write_text(STAND_IN, encoding="utf-8")
+    (tmp_path / "stand-in").chmod(0o755)
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            ["make", "PYTHON=./stand-in", *arguments],
+            cwd=tmp_path,
+            env={**{k: v for k, v in os.environ.items() if not k.startswith("MAKE")}, **environment},
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def folder_with(path: Path, *names: str) -> Path:
+    path.mkdir()
+    for name in ("precious", *names):
+        (path / name).touch()
+    return path / "precious"
+
+
+@pytest.mark.parametrize("variable, folder", [("VENV", ".venv"), ("BENCH", ".venv-bench")])
+def test_an_environment_that_make_did_not_make_is_left(make, tmp_path, variable, folder):
+    precious = folder_with(tmp_path / folder)
+    result = make(f"{folder}/made")
+    assert result.returncode and precious.exists()
+    assert f"{folder} exists and is not this Makefile's" in result.stderr and f"make {variable}=..." in result.stderr
+    result = make("other/made", f"{variable}=other")
+    assert result.returncode == 0, result.stderr
+    assert precious.exists() and (tmp_path / "other/made").exists()
+    assert make("clean", f"{variable}=other").returncode == 0 and not (tmp_path / "other").exists()
+    assert make("clean").returncode == 0 and precious.exists()
+
+
+@pytest.mark.parametrize("name", ["begun", "made"])
+def test_an_environment_that_make_began_is_made_anew(make, tmp_path, name):
+    precious = folder_with(tmp_path / ".venv", name)
+    result = make("--always-make", ".venv/made")
+    assert result.returncode == 0, result.stderr
+    assert not precious.exists()
+    assert {path.name for path in (tmp_path / ".venv").iterdir()} == {"begun", "bin", "made"}
+
+
+def test_an_environment_that_cannot_be_made(make, tmp_path):
+    result = make(".venv/made", NONE="1")
+    assert result.returncode and "cannot make a virtual environment" in result.stderr
+    assert not (tmp_path / ".venv").exists()
 
 
 # ---- the C programs --------------------------------------------------------------------------------------------------

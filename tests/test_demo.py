@@ -1,7 +1,11 @@
-"""The demo: it learns, survives Ctrl-C, refuses what it cannot read, and its baselines are what they say."""
+"""The demo: it learns, survives Ctrl-C, refuses what it cannot read, and its baselines are what they say.
+
+And the command line beside it, but for what test_bench.py does with it.
+"""
 
 import io
 import math
+import os
 import re
 import signal
 import subprocess
@@ -15,7 +19,8 @@ import numpy as np
 import pytest
 
 import fastrnn
-from fastrnn import demo, lm
+from fastrnn import cli, demo, lm
+from fastrnn.bench.cases import Case
 from fastrnn.optim import Adam
 
 ROOT = Path(fastrnn.__file__).parent.parent
@@ -246,11 +251,46 @@ def test_a_model_that_is_there_outlives_a_training_that_fails(text, tmp_path, ca
     assert path.read_bytes() == b"of weeks"
 
 
-@pytest.mark.parametrize("arguments", [["--steps", "0"], ["--seconds", "nan"], ["--seconds", "-1"], ["--hidden", "x"]])
-def test_options_that_cannot_be(arguments, capsys):
+def test_a_model_that_cannot_be_saved_is_saved_elsewhere(text, tmp_path, capsys, monkeypatch):
+    folder, path, train = tmp_path / "there", tmp_path / "there" / "model", demo.train
+    folder.mkdir()
+
+    def train_while_the_folder_goes(*arguments):
+        train(*arguments)
+        path.unlink()
+        folder.rmdir()
+
+    monkeypatch.setattr(demo, "train", train_while_the_folder_goes)
+    monkeypatch.setattr(demo.tempfile, "tempdir", str(tmp_path))
+    code, _, err = run(capsys, "--save", path)
+    assert code == 2
+    [spare] = tmp_path.glob("fastrnn-*.npz")
+    first, second = err.splitlines()
+    assert first.startswith(f"fastrnn.demo: cannot save to {path}: ") and "No such file" in first
+    assert second == f"fastrnn.demo: the model is in {spare} instead; fastrnn.lm.load reads it"
+    assert lm.load(spare)[1] == demo.Corpus.of(sentences(1500)).vocabulary
+
+
+@pytest.mark.parametrize("main", [demo.main, lambda arguments: cli.main(["bench", *arguments])], ids=["demo", "bench"])
+@pytest.mark.parametrize("value", ["nan", "-1", "0", "inf", "abc", ""])
+def test_seconds_that_cannot_be(main, value, capsys):
     with pytest.raises(SystemExit) as exit:
-        demo.main(arguments)
-    assert exit.value.code == 2 and arguments[0] in capsys.readouterr().err
+        main([f"--seconds={value}"])
+    assert exit.value.code == 2
+    assert f"argument --seconds: must be a number > 0, not {value!r}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "main, option",
+    [(demo.main, "--steps"), (demo.main, "--hidden"), (lambda arguments: cli.main(["bench", *arguments]), "--threads")],
+    ids=["demo --steps", "demo --hidden", "bench --threads"],
+)
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "x", ""])
+def test_counts_that_cannot_be(main, option, value, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([f"{option}={value}"])
+    assert exit.value.code == 2
+    assert f"argument {option}: must be an integer >= 1, not {value!r}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["a" * 10_000, "ab" * 5_000], ids=["one character", "two"])
@@ -369,3 +409,48 @@ def test_progress_elsewhere_is_a_line_a_tenth():
     progress.show(1.0, "last", True)
     progress.close()
     assert file.getvalue() == "  10%  first\n 100%  last\n"
+
+
+# ---------------------------------------------------------------- the command line beside it
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["--version"])
+    assert exit.value.code == 0
+    assert capsys.readouterr().out == f"fastrnn {fastrnn.__version__}\n"
+
+
+def test_bench_has_the_threads_that_it_tells(capsys, monkeypatch):
+    before, asked = fastrnn.get_num_threads(), []
+
+    class Race(cli.Race):
+        def __init__(self, engines, threads):
+            asked.append(threads)
+            super().__init__(engines, threads)
+
+    monkeypatch.setattr(cli, "Race", Race)
+    monkeypatch.setattr(cli, "SHORT", ())
+    cli.main(["bench", "--engines", "numpy", "--threads", "100000"])
+    [granted] = asked
+    assert before <= granted <= os.cpu_count()
+    assert f", {granted} thread" in capsys.readouterr().out
+    assert fastrnn.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    "arguments", [["bench", "--engines", "numpy", "--seconds", "0.01"], ["config"], ["--version"]], ids=lambda a: a[0]
+)
+def test_a_pipe_that_nobody_reads(arguments):
+    case = Case("rnn", "step", 4, 1, 1)
+    code = "from fastrnn import cli; from fastrnn.bench.cases import Case\n"
+    code += f"cli.SHORT = ({case!r},) * 3; cli.main({arguments})"
+    command = [sys.executable, "-W", "error", "-c", code]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as pipe:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=120
+        )
+    assert (done.returncode, done.stderr) == (1, "")

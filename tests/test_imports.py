@@ -161,3 +161,18 @@ def test_public_names_are_there_and_lazy():
     with pytest.raises(AttributeError, match="'fastrnn' has no attribute 'LTSM'"):
         fastrnn.LTSM  # noqa: B018
     assert callable(fastrnn.backends)
+
+
+@pytest.mark.parametrize("name", ["diagnose", "init", "lm", "nn", "optim"])
+def test_modules_that_come_with_the_package(name):
+    assert name in fastrnn._LAZY and name in fastrnn.__all__
+    assert python(f"import json, fastrnn; print(json.dumps(fastrnn.{name}.__name__))") == f"fastrnn.{name}"
+
+
+def test_type_checkers_know_the_lazy_modules_and_no_other_names():
+    # A __getattr__ that they see would stand for every name.
+    body = ast.parse((PACKAGE / "__init__.py").read_text("utf-8")).body
+    [choice] = [node for node in body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    assert {alias.name for node in choice.body for alias in node.names} == set(fastrnn._LAZY)
+    assert "__getattr__" in {node.name for node in choice.orelse}
+    assert "__getattr__" not in {node.name for node in body if isinstance(node, ast.FunctionDef)}

@@ -161,6 +161,16 @@ def test_layers_are_filled_gate_by_gate(kind, options, name):
             orthonormal(matrix)
 
 
+def test_a_read_only_array_is_left():
+    generator, array = np.random.default_rng(1), np.ones((3, 4))
+    array.flags.writeable = False
+    derived = np.asarray(nn.Linear(4, 3).weight)
+    for target in (array, derived, derived.T):
+        with pytest.raises(OptionError, match="target must be an array that can be written to, not a read-only one"):
+            init.normal(target, seed=generator)
+    assert generator.random() == np.random.default_rng(1).random() and (array == 1).all()
+
+
 def test_models_are_searched():
     lstm, gru = fastrnn.LSTM(3, 4), fastrnn.GRU(4, 4)
     linear = nn.Linear(4, 4)

@@ -20,6 +20,6 @@ def test_session() -> None:
 
 
 def test_links() -> None:
-    links = re.findall(r"\]\(([\w/.]+)\)", README)
-    assert len(links) > 8
+    links = re.findall(r"\]\(([\w/.-]+)\)", README)
+    assert len(links) > 8 and any(link.startswith("bench/results/") for link in links)
     assert [link for link in links if not (ROOT / link).exists()] == []
