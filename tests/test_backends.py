@@ -215,6 +215,22 @@ def threads():
     fastrnn.set_num_threads(before)
 
 
+@bits_of
+@each
+def test_nan_stays_in_its_row(backend: Backend, name: str) -> None:
+    """From its step on; what came before and the other rows keep their bits, and infinity ends in no other row either."""
+    net = Net(backend, name, T=7, B=9, I=5, H=20, L=2)
+    x = net.x.copy()
+    x[2, 3, 1], x[3, 6, 4] = np.nan, np.inf
+    (y, state, _), (wanted, after, _) = net(x), net()
+    others = [row for row in range(9) if row not in (3, 6)]
+    assert_same(y[:, others], wanted[:, others])
+    assert_same_state(tuple(p[:, others] for p in parts(state)), tuple(p[:, others] for p in parts(after)))
+    assert_same(y[:2, 3], wanted[:2, 3])
+    assert_same(y[:3, 6], wanted[:3, 6])
+    assert np.isnan(y[2:, 3]).all() and all(np.isnan(part[:, 3]).all() for part in parts(state))
+
+
 # T, B, I, H, L, D: large enough that threads share panels of units, rows, directions, layers.
 THREADED = {
     "panels": (300, 1, 3, 200, 1, 1),
