@@ -218,7 +218,7 @@ def threads():
 @bits_of
 @each
 def test_nan_stays_in_its_row(backend: Backend, name: str) -> None:
-    """From its step on; what came before and the other rows keep their bits, and infinity ends in no other row either."""
+    """From its step on; what came before and the other rows keep their bits. Infinity reaches no other row either."""
     net = Net(backend, name, T=7, B=9, I=5, H=20, L=2)
     x = net.x.copy()
     x[2, 3, 1], x[3, 6, 4] = np.nan, np.inf
