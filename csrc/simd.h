@@ -202,5 +202,4 @@ INLINE uint64_t v_flush_on(void) {
 }
 INLINE void v_flush_restore(uint64_t before) { frnn_set_control(before); }
 
-
 #endif

@@ -46,7 +46,7 @@ def get_num_threads() -> int:
 
 def _threaded() -> Any:
     """The backend whose threads count, or None."""
-    return next((module for module in map(load, ("c", "numba")) if module.missing() is None), None)
+    return next((m for m in map(load, ("c", "numba")) if m.missing() is None and m.broken() is None), None)
 
 
 def show_config(as_dict: bool = False) -> dict[str, Any] | None:

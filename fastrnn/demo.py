@@ -25,7 +25,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from . import lm
-from .backends import backends
+from .backends import backends, load
 from .cli import count, positive
 from .config import show_config
 from .errors import FastrnnError, OptionError
@@ -230,6 +230,8 @@ def _print_backends(model: lm.LanguageModel, corpus: Corpus) -> None:
     print(f"{'backend':8}{'ms':>10}{'characters/s':>16}{'relative':>12}")
     fastest = None
     for name in backends():
+        if load(name).broken():
+            continue
         twin = lm.LanguageModel(**{**model.options, "backend": name})
         twin.load_state_dict(model.state_dict())
         twin.train()

@@ -14,13 +14,12 @@ import math
 import operator
 import os
 import shutil
-import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, wraps
-from itertools import accumulate, pairwise
+from itertools import accumulate, count, pairwise
 from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -40,6 +39,7 @@ DAMAGED = (
     ValueError, TypeError, KeyError, AttributeError, EOFError, OSError, RuntimeError, NotImplementedError,
     zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+_spares = count()  # for files that have no name yet
 PLAIN: set[type] = {bool, int, float, str, type(None)}  # of attributes that hold no parameters, as they are met
 
 
@@ -115,7 +115,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A file to write to that becomes `path` at the end; after an exception what was there before still is.
 
     What is no ordinary file, or lies in a folder that cannot be written to, is written to itself; so is, when all is
-    written elsewhere, what cannot be replaced, such as a file that is mounted by itself. Raises OSError.
+    written elsewhere, what cannot be replaced, such as a file that is mounted by itself. Raises OSError; where that
+    comes last of all, it names the file beside it in which all is.
     """
     path = os.fsdecode(os.path.realpath(path))
     there, folder = os.path.exists(path), os.path.dirname(path)
@@ -123,7 +124,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with open(path, "wb") as file:
             yield file
         return
-    spare = os.path.join(folder, f".{os.getpid()}-{threading.get_ident()}.tmp")
+    spare = os.path.join(folder, f".{os.getpid()}-{next(_spares)}.tmp")
     try:
         with open(spare, "wb") as file:
             yield file
@@ -131,13 +132,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())  # or, after a power cut, the new name may stand for an empty file
         if there:
             shutil.copymode(path, spare)
-        try:
-            os.replace(spare, path)
-        except OSError:
-            shutil.copyfile(spare, path)
-    finally:
+    except BaseException:
         if os.path.exists(spare):
             os.remove(spare)
+        raise
+    try:
+        os.replace(spare, path)
+    except OSError:
+        try:
+            shutil.copyfile(spare, path)
+        except OSError as error:
+            raise OSError(f"{path} could not be written to, and {spare} is what it should be: {error}") from error
+        os.remove(spare)
 
 
 @contextmanager

@@ -147,7 +147,8 @@ class Optimizer:
     _rule: Callable[[], Rule]  # of the step after `steps`
 
     def __init_subclass__(cls) -> None:
-        cls._usual = {name: p.default for name, p in list(inspect.signature(cls).parameters.items())[1:]}
+        own = list(inspect.signature(cls).parameters.values())[1:]
+        cls._usual = cls._usual | {p.name: p.default for p in own if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
     def __init__(self, params: Params, **options: Any) -> None:
         self._all = _parameters(params)

@@ -7,6 +7,7 @@ test_wrong_kernels.py's. Next: grid.py.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import time
 from collections import Counter
@@ -138,6 +139,21 @@ def test_tape(backend: Backend, case: Any) -> None:
             assert (a is None) == (b is None), part
             if a is not None:
                 np.testing.assert_allclose(a[where], b[where], 1e-10, 1e-12, err_msg=part)
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
+def test_a_tape_outlives_the_arrays_of_its_call(backend: Backend) -> None:
+    """Of parameters that are no block: their mapping may hold others when backward comes."""
+    case = Case("lstm", Cell("lstm"), Shape(T=4, B=3, I=2, H=200))
+    given, params = arrays(case, np.float32), dict(arrays(case, np.float32).params)
+    grads = []
+    for rebind in (False, True):
+        y, _, tape = backend.module.forward(case.cell, params, given.x, given.state, None, True)
+        if rebind:
+            params.update({name: np.array(array) for name, array in params.items()})
+            gc.collect()
+        grads.append(backend.module.backward(tape, np.ones_like(y), None)[2])
+    assert all(same_bits(grads[0][name], grads[1][name]) for name in grads[0])
 
 
 # ---- promises that forward keeps bit for bit -------------------------------------------------------------------------

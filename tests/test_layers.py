@@ -830,6 +830,14 @@ def test_blocks_that_force_a_backend_may_overlap():
     first.__enter__()
     assert forced() == "numpy"
     first.__exit__()
+    with fastrnn.use_backend("numpy"):
+        fastrnn.use_backend(None)  # until the block ends
+        assert forced() == os.environ.get("FASTRNN_BACKEND")
+        with fastrnn.use_backend("numpy"):
+            assert forced() == "numpy"
+        assert forced() == os.environ.get("FASTRNN_BACKEND")
+        fastrnn.use_backend("numpy")
+    assert forced() == os.environ.get("FASTRNN_BACKEND")
     with pytest.raises(TypeError):
         fastrnn.use_backend("numpy")(len)
     fastrnn.use_backend(None)

@@ -5,6 +5,7 @@ import errno
 import operator
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -547,6 +548,25 @@ def test_what_cannot_be_replaced_is_written_to(tmp_path, monkeypatch):
     with replacing(path) as file:
         file.write(b"after")
     assert path.read_bytes() == b"after" and list(tmp_path.iterdir()) == [path]
+
+    def full(spare, path):
+        raise OSError(errno.ENOSPC, "full", path)
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="could not be written to") as told, replacing(path) as file:
+        file.write(b"the last")
+    [spare] = set(tmp_path.iterdir()) - {path}
+    assert str(spare) in str(told.value) and spare.read_bytes() == b"the last"
+
+
+def test_two_files_of_a_folder_are_written_at_once(tmp_path):
+    """As where a signal's handler saves while something is saved."""
+    with replacing(tmp_path / "one") as one:
+        one.write(b"1")
+        with replacing(tmp_path / "two") as two:
+            two.write(b"2")
+        one.write(b"1")
+    assert (tmp_path / "one").read_bytes() == b"11" and (tmp_path / "two").read_bytes() == b"2"
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="may write to anything")

@@ -89,8 +89,6 @@ class LayerTape:
 
 
 _loaded: dict[str, ModuleType] = {}
-_forced: str | None = None
-_blocks: list[use_backend] = []  # those that run, the last to begin last
 _announced: set[tuple[str, str]] = set()
 # To say that a name is not in it, os.environ takes a tenth of a small call; its dictionary, a twentieth of that.
 _inside: Any = getattr(os.environ, "_data", None) if os.name == "posix" else None
@@ -115,29 +113,37 @@ class use_backend:
     """Force a backend for every call that names none, in all threads; None gives the choice back.
 
     Also a context manager, for as long as a block runs: `with fastrnn.use_backend("numpy"): ...`; of blocks that
-    overlap, the one that began last counts. Raises OptionError for a name that does not exist and BackendError for one
-    that cannot run here.
+    overlap, the one that began last counts, and a plain call within one counts until its end. Raises OptionError for a
+    name that does not exist and BackendError for one that cannot run here.
     """
 
     def __init__(self, name: str | None) -> None:
-        global _forced
-        if name is not None:
-            _working(name)
-        self.name, self._before = name, _forced
-        _forced = name
+        if name is not None and (reason := _working(name).broken()):
+            raise BackendError(f"backend {name!r} cannot run here: {reason}")
+        self._place = _blocks[-1]  # until this is known to begin a block of its own
+        self._before, self._place.name = self._place.name, name
+        self.name = name
 
     def __enter__(self) -> None:
-        global _forced
-        _forced = self._before
+        self._place.name = self._before
         _blocks.append(self)
 
     def __exit__(self, *exception: object) -> None:
         _blocks.remove(self)
 
 
+class _Outside:
+    """Where no block runs."""
+
+    name: str | None = None
+
+
+_blocks: list[use_backend | _Outside] = [_Outside()]  # those that run, the last to begin last
+
+
 def forced() -> str | None:
     """The backend in force: use_backend's, else the environment's FASTRNN_BACKEND, else None."""
-    name = (_blocks[-1].name if _blocks else _forced) or _environment.get(_variable)
+    name = _blocks[-1].name or _environment.get(_variable)
     return os.fsdecode(name) if name else None
 
 

@@ -239,7 +239,9 @@ def _submit(threads: int, job: Callable[..., None], *call: Any) -> Future[None]:
     """Have a helper do it; when Python ends, which takes no more helpers, at once."""
     try:
         return _pool(threads).submit(job, *call)
-    except RuntimeError:
+    except RuntimeError as error:
+        if not str(error).startswith("cannot schedule"):  # else a helper may have it
+            raise
         done: Future[None] = Future()
         job(*call)
         done.set_result(None)

@@ -166,8 +166,9 @@ class Engine:
         self.weights = ffi.gc(out[0], c.frnn_weights_free)
         self.packed: tuple[Any, bool] | None = None
         self.plan = self.new_plan()
-        # The arrays are their block's, which keeps this engine: to hold them would keep both from being freed.
-        self.pointers, _ = _pointers(stack, params)
+        self.pointers, alive = _pointers(stack, params)
+        # A block keeps its arrays and this engine: to hold them would keep both from being freed.
+        self.alive = None if hasattr(params, "cache") else alive
         self.gradients: tuple[Any, Any] = None, None  # those of the parameters' block, and their pointers
         self.spare: TapeParts | None = None  # what the last tape gave back, for the next one
         self.outputs, self.input_grads = Recycled(), Recycled()  # of training
