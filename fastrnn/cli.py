@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import __version__
-from .backends import load
+from .backends import cpus, load
 from .bench.cases import CELLS, Case
 from .bench.engines import ENGINES
 from .bench.race import Race
@@ -75,7 +75,7 @@ def _run(argv: Sequence[str] | None) -> None:
 def _granted(threads: int) -> int:
     """How many of so many threads there are here to run with."""
     if load("c").missing():
-        return min(threads, os.cpu_count() or 1)
+        return min(threads, cpus())
     before = get_num_threads()
     set_num_threads(threads)
     granted = get_num_threads()

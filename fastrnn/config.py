@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .backends import REGISTRY, forced, load
+from .backends import REGISTRY, cpus, forced, load
 from .errors import DtypeError, OptionError, warn
 
 __all__ = ["get_num_threads", "set_num_threads", "show_config"]
@@ -60,7 +60,7 @@ def show_config(as_dict: bool = False) -> dict[str, Any] | None:
         "numpy": np.__version__,
         "platform": platform.platform(),
         "cpu": _cpu(),
-        "cpus": _cpus(),
+        "cpus": cpus(),
         "threads": get_num_threads(),
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         "forced backend": forced(),
@@ -76,11 +76,6 @@ def _describe(name: str) -> dict[str, Any]:
     module = load(name)
     reason = module.missing()
     return {"missing": reason} if reason else {"usable": True, **module.describe()}
-
-
-def _cpus() -> int:
-    """How many this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu() -> str:

@@ -196,7 +196,6 @@ class LanguageModel(Module):
             "num_layers": num_layers, "cell": cell, "dropout": probability("dropout", dropout), "tied": bool(tied),
             "seed": seed, "dtype": dtype.name, "backend": backend,
         }  # fmt: skip
-        self._random = random
         self.dropout = Dropout(dropout, seed=random)
         self.embedding = Embedding(vocab_size, embedding_size, dtype=dtype, seed=random)
         self.rnn: Layer = Layer.from_cell(
@@ -314,7 +313,7 @@ def save(path: str | os.PathLike[str], model: LanguageModel, vocabulary: Vocabul
     header = {
         "model": {name: value for name, value in model.options.items() if name not in ("seed", "backend")},
         "vocabulary": asdict(vocabulary),
-        "random": model._random.bit_generator.state,
+        "random": model.dropout._random.bit_generator.state,
     }
     text = np.array(json.dumps(header, default=lambda number: number.tolist()))
     with replacing(path) as file:
@@ -339,7 +338,8 @@ def _go_on(model: LanguageModel, state: Any) -> None:
         kinds = {kind.__name__: kind for kind in np.random.BitGenerator.__subclasses__()}
         random = np.random.Generator(kinds[state["bit_generator"]]())
         random.bit_generator.state = state
-        model._random = model.dropout._random = model.rnn._random = random
+        for _, part in model._parts():
+            part._random = random  # which they share
 
 
 # ---------------------------------------------------------------- arguments

@@ -36,8 +36,8 @@ __all__ = [
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 # What NumPy, zipfile and zlib raise where a file is not what it should be.
 DAMAGED = (
-    ValueError, TypeError, KeyError, AttributeError, EOFError, OSError, RuntimeError, NotImplementedError,
-    zipfile.BadZipFile, zlib.error,
+    ValueError, TypeError, KeyError, AttributeError, EOFError, OSError, RuntimeError, zipfile.BadZipFile,
+    zlib.error,
 )  # fmt: skip
 _spares = count()  # for files that have no name yet
 PLAIN: set[type] = {bool, int, float, str, type(None)}  # of attributes that hold no parameters, as they are met

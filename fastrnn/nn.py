@@ -9,32 +9,19 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
-from functools import wraps
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import numpy as np
 
 from .arguments import integer, number, probability
-from .backends import add_product, scaled_exponentials, softmax_sums
+from .backends import add_product, in_silence, scaled_exponentials, softmax_sums
 from .errors import DtypeError, OptionError, ShapeError, UsageError
 from .module import Block, Module, Parameter, as_array, as_dtype, dropout_mask, generator
 
 __all__ = ["MSE", "CrossEntropy", "Dropout", "Embedding", "Linear", "Sequential", "log_softmax", "sample", "softmax"]
 
 AnySingle = TypeVar("AnySingle", bound="Single")
-AnyCall = TypeVar("AnyCall", bound=Callable[..., Any])
-
-
-def in_silence(function: AnyCall) -> AnyCall:
-    """NaN and infinity pass through the function without comment, whatever the caller has NumPy do about them."""
-
-    @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with np.errstate(all="ignore"):
-            return function(*args, **kwargs)
-
-    return call  # type: ignore[return-value]
 
 
 class Single(Module):

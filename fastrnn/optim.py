@@ -539,13 +539,16 @@ class Schedule:
     them, `optimizer.initial_lr`. `state_dict()` holds plain numbers.
     """
 
+    BASED: ClassVar[bool] = True  # on the rate before the first schedule: else a later one starts from what it finds
+
     def __init__(self, optimizer: Optimizer) -> None:
         if not isinstance(optimizer, Optimizer):
             raise DtypeError(f"optimizer must be an Optimizer of fastrnn.optim, not {type(optimizer).__name__}")
         self.optimizer, self.last_epoch = optimizer, 0
         self.base_lr = optimizer.lr if optimizer.initial_lr is None else optimizer.initial_lr
         optimizer.lr = self._next(optimizer.lr)
-        optimizer.initial_lr = self.base_lr
+        if self.BASED:
+            optimizer.initial_lr = self.base_lr
 
     def step(self) -> None:
         """One epoch is over; OptionError where its rate cannot be."""
@@ -682,6 +685,8 @@ class ReduceLROnPlateau(Schedule):
     min_lr, eps      the least rate; a cut of no more than eps is not made
     """
 
+    BASED = False
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -706,9 +711,7 @@ class ReduceLROnPlateau(Schedule):
         self.eps = number("eps", eps, 0)
         self.best = math.inf if mode == "min" else -math.inf
         self.num_bad_epochs = self.cooldown_counter = 0
-        initial = getattr(optimizer, "initial_lr", None)
         super().__init__(optimizer)
-        optimizer.initial_lr = initial  # of no use here: a later schedule starts from the rate that it finds
 
     def step(self, metrics: float) -> None:  # type: ignore[override]
         """One epoch is over, with this value of the metric; nan is no improvement."""

@@ -8,18 +8,15 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
-import sys
 from pathlib import Path
 
+import costs
+import leave_out
 import numpy as np
+import promises
 import pytest
 
 import fastrnn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
-import costs
-import leave_out
-import promises
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"

@@ -11,7 +11,6 @@ import runpy
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+import probe
 import pytest
 import test_backends as promises
 import test_optim
@@ -26,9 +26,6 @@ from grid import CASES, check
 
 import fastrnn
 from fastrnn.backends import native, reference
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-import probe
 
 CSRC = Path(__file__).parents[1] / "csrc"
 CC = shlex.split(os.environ.get("CC", "cc"))

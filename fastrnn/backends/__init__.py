@@ -34,10 +34,11 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -45,9 +46,11 @@ from ..cell import Cell
 from ..errors import BackendError, OptionError, OutOfMemoryError, warn
 
 __all__ = [
-    "Gradients", "LayerTape", "add_product", "backends", "c_kernels", "choose", "empty", "scaled_exponentials",
-    "softmax_sums", "threads_from_environment", "use_backend",
+    "Gradients", "LayerTape", "add_product", "backends", "c_kernels", "choose", "cpus", "empty", "in_silence",
+    "scaled_exponentials", "softmax_sums", "threads_from_environment", "use_backend",
 ]  # fmt: skip
+
+AnyCall = TypeVar("AnyCall", bound=Callable[..., Any])
 
 CHUNK = 1 << 19  # bytes of rows that NumPy works on at a time: they and their exponentials stay in a core's cache
 
@@ -97,9 +100,9 @@ _environment, _variable = (os.environ, "FASTRNN_BACKEND") if _inside is None els
 
 def load(name: str) -> ModuleType:
     """The backend's module; OptionError for a name that does not exist."""
-    if not isinstance(name, str) or name not in _loaded:
-        if not isinstance(name, str) or name not in REGISTRY:
-            raise OptionError(f"unknown backend {name!r}; there are {', '.join(map(repr, REGISTRY))}")
+    if not isinstance(name, str) or name not in REGISTRY:
+        raise OptionError(f"unknown backend {name!r}; there are {', '.join(map(repr, REGISTRY))}")
+    if name not in _loaded:
         _loaded[name] = importlib.import_module("." + REGISTRY[name], __name__)
     return _loaded[name]
 
@@ -147,6 +150,11 @@ def forced() -> str | None:
     return os.fsdecode(name) if name else None
 
 
+def cpus() -> int:
+    """How many processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def threads_from_environment() -> int | None:
     """FASTRNN_NUM_THREADS, where it is set; OptionError where that is no number of threads."""
     given = os.environ.get("FASTRNN_NUM_THREADS")
@@ -182,6 +190,17 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return np.empty(shape, dtype)
     except (MemoryError, ValueError) as error:
         raise OutOfMemoryError(f"an array {list(shape)} of {dtype} could not be allocated") from error
+
+
+def in_silence(function: AnyCall) -> AnyCall:
+    """NaN and infinity pass through the function without comment, whatever the caller has NumPy do about them."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with np.errstate(all="ignore"):  # one for each call: before NumPy 2 threads may not share one
+            return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
 
 
 def add_product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from ..cell import Cell, Stack
 from ..errors import BackendError
-from . import LayerTape, empty, load, threads_from_environment
+from . import LayerTape, cpus, empty, in_silence, load, threads_from_environment
 from ._sequence import reverse_rows, state_parts, zero_gradients
 
 Array = np.ndarray
@@ -67,8 +67,7 @@ def get_num_threads() -> int:
     native = load("c")
     if native.missing() is None:
         return int(native.get_num_threads())
-    granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_threads or threads_from_environment() or granted, granted)
+    return min(_threads or threads_from_environment() or cpus(), cpus())
 
 
 def set_num_threads(n: int) -> None:
@@ -355,7 +354,7 @@ class Tape:
         return layers
 
 
-@np.errstate(all="ignore")  # NaN and infinities in the data go through without comment
+@in_silence
 def forward(cell, params, x, state, lengths, train, *, masks=None, cells=None):  # type: ignore[no-untyped-def]
     """The contract's forward."""
     packed = Packed.of(cell, params)
@@ -396,7 +395,7 @@ def _forward_layer(packed, shares, weights, x, tracks, y, cells, train):  # type
     shares.run(job)
 
 
-@np.errstate(all="ignore")
+@in_silence
 def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
     """The contract's backward."""
     packed, stack, lengths, masks = tape.packed, tape.stack, tape.lengths, tape.masks

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..cell import Activation, Cell, Stack
-from . import LayerTape
+from . import LayerTape, in_silence
 from ._sequence import reverse_rows, state_parts, zero_gradients
 
 Array = np.ndarray
@@ -424,7 +424,7 @@ class Tape:
     layers: list[Track]  # one for each layer and direction, in the order of stack.suffixes
 
 
-@np.errstate(all="ignore")  # NaN and infinities in the data go through without comment
+@in_silence
 def forward(cell, params, x, state, lengths, train, *, masks=None, cells=None):  # type: ignore[no-untyped-def]
     """The contract's forward."""
     stack = Stack.of(cell, params)
@@ -446,7 +446,7 @@ def forward(cell, params, x, state, lengths, train, *, masks=None, cells=None): 
     return y, final, Tape(cell, stack, params, lengths, masks, x, tracks) if train else None
 
 
-@np.errstate(all="ignore")
+@in_silence
 def backward(tape, dy, dstate, dparams=None):  # type: ignore[no-untyped-def]
     """The contract's backward. Leaves `dh` on each of the tape's layers."""
     cell, stack, lengths, masks = tape.cell, tape.stack, tape.lengths, tape.masks

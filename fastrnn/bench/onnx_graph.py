@@ -123,6 +123,7 @@ def _onnxruntime(model: bytes, feeds: dict[str, np.ndarray], states: dict[str, n
     here, there = ({name: value(array.copy()) for name, array in states.items()} for _ in range(2))
 
     def bound(before: dict[str, Any], after: dict[str, Any]) -> Any:
+        """A call that reads its states from one set and writes them to the other."""
         binding = session.io_binding()
         binding.bind_ortvalue_output("y", output)
         for name, array in (fixed | before).items():
